@@ -1,0 +1,150 @@
+"""The manners of every command line here: the parser, one-line errors, and files written whole or not at all."""
+
+import argparse
+import contextlib
+import difflib
+import errno
+import math
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+
+class UserError(Exception):
+    """Something a user can put right: the message names the thing, its value and the way out."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser, with defaults in --help, one-line errors, and the spellings of the course handout.
+
+    The handout writes some flags with one dash (`-data_root`): every long flag is accepted so. Its two slips, and
+    ordinary typing errors, get an error that says what was probably meant.
+    """
+
+    def __init__(self, description: str):
+        # A description is a module's docstring: its paragraphs are kept as they are.
+        super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+
+    def parse_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        values, unknown = self.parse_known_args([self._two_dashes(arg) for arg in args], namespace)
+        if unknown:
+            self.error(f"unknown argument {unknown[0]!r}{self._suggestion(unknown[0])}")
+        return values
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+    def _two_dashes(self, arg: str) -> str:
+        name = "-" + arg.partition("=")[0]
+        return "-" + arg if re.match(r"-[a-z]\w", arg) and name in self._option_string_actions else arg
+
+    def _suggestion(self, arg: str) -> str:
+        if arg.startswith("--workdirs") and "--ckpt_path" in self._option_string_actions:
+            return f"; probably --ckpt_path {arg.lstrip('-')} was meant"
+        close = difflib.get_close_matches(arg.partition("=")[0], self._option_string_actions, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def number(kind: type, minimum: float, maximum: float = math.inf, *, below: float = math.inf) -> Callable[[str], float]:
+    """An argparse `type=` for an int or a float with minimum <= x <= maximum and x < below."""
+
+    def parse(text: str):
+        bounds = f"at least {minimum:g}"
+        bounds += f" and at most {maximum:g}" if maximum < math.inf else ""
+        bounds += f" and below {below:g}" if below < math.inf else ""
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not (minimum <= value <= maximum and value < below):  # NaN fails every comparison
+            name = "whole number" if kind is int else "number"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {name} of {bounds}")
+        return value
+
+    return parse
+
+
+def run(main: Callable[[], None]) -> None:
+    """Calls a script's main(), and turns what a user can get wrong into one line on stderr and exit status 2.
+
+    A bug in our own code keeps its traceback. Ctrl-C ends with status 130, a reader that has gone (`| head`) with 141.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show Chinese shows \\u escapes, and no traceback
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        main()
+        sys.stdout.flush()
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains once more when it closes stdout
+        sys.exit(141)
+    except OSError as error:
+        if error.errno not in _ENVIRONMENT_ERRORS:
+            raise
+        _fail(f"{error.strerror}: {error.filename or 'while writing'}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(r"can't allocate memory|out of memory", str(error)):
+            raise
+        _fail("out of memory: choose a smaller --batchsize, --max_seq_len or model")
+
+
+_ENVIRONMENT_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+    errno.EIO,
+}
+
+
+def _fail(message: str) -> None:
+    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
+    """Opens a temporary file beside `path` that takes its name when the block ends, and vanishes if the block fails.
+
+    Whatever happens, also a kill or a full disk, `path` holds either all of the old content or all of the new.
+    """
+    encoding = None if "b" in mode else "utf-8"
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(handle, mode, encoding=encoding, newline="" if encoding else None) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files, a data set is as open as its folder
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
