@@ -1,0 +1,102 @@
+"""A small corpus of our own making, a data set and a trained model from it, and ways to run the scripts."""
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import cli
+import prepare
+import train
+
+ROOT = Path(__file__).parent.parent
+torch.set_num_threads(2)
+
+TINY = ["--n_layer", "2", "--n_head", "2", "--n_embd", "16", "--max_seq_len", "16", "--batchsize", "4"]
+QUICK = ["--iters", "12", "--eval_interval", "4", "--eval_iters", "2", "--device", "cpu"]
+
+
+def song_text(num_poems: int, seed: int = 0) -> str:
+    """Nonsense in the form of the corpus: titles, clauses of 4 to 7 characters, 、 here and there."""
+    rng = random.Random(seed)
+    han = [chr(0x4E00 + 7 * i) for i in range(120)]
+    poems = []
+    for _ in range(num_poems):
+        tune = rng.choice(["清平乐", "如梦令", "浣溪沙"])
+        clauses = [
+            "".join(rng.choices(han, k=rng.randint(4, 7))) + rng.choice("，。、") for _ in range(rng.randint(3, 7))
+        ]
+        poems.append(f"+++{tune}\n{''.join(clauses)[:-1]}。\n\n")
+    return "".join(poems)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Runs a script's main() in this process as its command line does: call(module, *args) → status, stdout, stderr."""
+
+    def run(module, *args):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, args)])
+        status = 0
+        capsys.readouterr()  # what came before
+        try:
+            cli.run(module.main)
+        except SystemExit as stop:
+            status = stop.code or 0
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def assert_user_error(call):
+    """Checks that a script ends with status 2 and one line on stderr with the given words; returns the line."""
+
+    def check(module, *args, words=()):
+        status, out, err = call(module, *args)
+        assert status == 2, (status, out, err)
+        assert err.count("\n") == 1 and err.endswith("\n"), err
+        assert err.startswith(f"{module.__name__}.py: error: ") and "Traceback" not in err, err
+        for word in words:
+            assert str(word) in err, (word, err)
+        return err
+
+    return check
+
+
+def run_script(name: str, *args, cwd: Path = ROOT, **env) -> subprocess.CompletedProcess:
+    """Runs a script as a user does, in a process of its own."""
+    command = [sys.executable, str(ROOT / name), *map(str, args)]
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **env}, capture_output=True, encoding="utf-8", timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory) -> Path:
+    """A small prepared data set."""
+    folder = tmp_path_factory.mktemp("data") / "small"
+    folder.mkdir()
+    (folder / "input.txt").write_text(song_text(200), encoding="utf-8")
+    prepare.prepare(folder)
+    return folder
+
+
+def train_tiny(data_root: Path, ckpt_path: Path, *flags) -> Path:
+    args = ["--data_root", str(data_root), "--ckpt_path", str(ckpt_path), *TINY, *QUICK, *map(str, flags)]
+    before, sys.argv = sys.argv, ["train.py", *args]
+    try:
+        train.main()
+    finally:
+        sys.argv = before
+    return ckpt_path
+
+
+@pytest.fixture(scope="session")
+def ckpt_path(data_root, tmp_path_factory) -> Path:
+    """A tiny trained model."""
+    return train_tiny(data_root, tmp_path_factory.mktemp("workdirs") / "small")

