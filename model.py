@@ -1,0 +1,285 @@
+"""A GPT in the steps and the notation of the course handout, and how a trained one is saved, loaded and sampled from.
+
+B: batch size, L: length of a sequence (seq_len), C: feature channels (n_embd), h: heads (n_head), d = C / h: channels
+of one head, V: size of the vocabulary, M: the attention mask. The architecture is GPT-2's (Radford et al. 2019):
+LayerNorm before each sublayer, learned positions, GELU, and a head that shares its weights with the token embedding.
+"""
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cli import UserError, atomic_write
+from prepare import Vocabulary
+
+PRESETS = {
+    "mini": {"n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0},
+    "small": {"n_layer": 6, "n_head": 6, "n_embd": 384, "dropout": 0.2},
+    "base": {"n_layer": 12, "n_head": 12, "n_embd": 768, "dropout": 0.2},
+}
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """All that is needed to build a GPT. Raises UserError for sizes that do not fit together."""
+
+    vocab_size: int
+    max_seq_len: int = 64
+    n_layer: int = 4
+    n_head: int = 4
+    n_embd: int = 128
+    dropout: float = 0.0
+    no_pos: bool = False
+    no_res: bool = False
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head:
+            raise UserError(
+                f"--n_head {self.n_head} does not divide --n_embd {self.n_embd}: each head gets n_embd/n_head"
+            )
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Softmax(q kᵀ / √d + M) v, the handout's steps 3.2 to 3.6 (Vaswani et al. 2017, eq. 1).
+
+    q, k, v: (B, h, L, d); mask: (L, L), True where a position must not look.
+    Returns the output (B, h, L, d) and the attention weights (B, h, L, L), each row of which sums to 1.
+    """
+    # Step 3.2: how well each query fits each key. The sum of d products has a variance of d, hence 1 / √d.
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, h, L, d) @ (B, h, d, L) -> (B, h, L, L)
+    # Step 3.3: + M, which is -∞ where the mask is True
+    scores = scores.masked_fill(mask, -math.inf)
+    # Step 3.4: over the last dimension, the keys, so that each query shares out a weight of 1
+    weights = torch.softmax(scores, dim=-1)
+    # Step 3.5, 3.6: dropout, then the weighted mean of the values
+    out = F.dropout(weights, dropout) @ v  # (B, h, L, L) @ (B, h, L, d) -> (B, h, L, d)
+    return out, weights
+
+
+class MultiHeadAttention(nn.Module):
+    """Masked multi-head self-attention, the handout's steps 1 to 5."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.n_head = config.n_head
+        self.dropout = config.dropout
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)  # W^Q, W^K, W^V side by side: one product for all
+        self.out = nn.Linear(config.n_embd, config.n_embd)  # W^O
+
+    def forward(self, x: Tensor, mask: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+        """x: (B, L, C), mask: (L, L), True where a position must not look.
+
+        Returns the output (B, L, C) and the attention weights (B, h, L, L); None for these unless `need_weights`, which
+        leaves PyTorch free to compute the same output in one fused, faster operation.
+        """
+        B, L, C = x.shape
+        h, d = self.n_head, C // self.n_head
+        dropout = self.dropout if self.training else 0.0
+        # Step 1: queries, keys and values, each (B, L, C)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        # Step 2: the channels of the heads apart
+        q, k, v = q.view(B, L, h, d), k.view(B, L, h, d), v.view(B, L, h, d)
+        # Step 3.1: heads before positions
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, h, L, d)
+        # Step 3.2 - 3.6
+        if need_weights:
+            out, weights = attention(q, k, v, mask, dropout)
+        else:  # its mask has the opposite sense: True where a position may look
+            out, weights = F.scaled_dot_product_attention(q, k, v, ~mask, dropout), None
+        # Step 4: the heads side by side again
+        out = out.transpose(1, 2).reshape(B, L, C)  # (B, h, L, d) -> (B, L, h, d) -> (B, L, C)
+        # Step 5: the output layer, and dropout
+        return F.dropout(self.out(out), dropout), weights
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with a GELU between, on each position by itself: (B, L, C) -> (B, L, 4C) -> (B, L, C)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, 4 * config.n_embd)
+        self.down = nn.Linear(4 * config.n_embd, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.down(F.gelu(self.up(x), approximate="tanh")))
+
+
+class TransformerLayer(nn.Module):
+    """Attention and feed-forward, each behind a LayerNorm and, unless no_res, beside a residual connection."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.no_res = config.no_res
+        self.attention_norm = nn.LayerNorm(config.n_embd)
+        self.attention = MultiHeadAttention(config)
+        self.feed_forward_norm = nn.LayerNorm(config.n_embd)
+        self.feed_forward = FeedForward(config)
+
+    def forward(self, x: Tensor, mask: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+        """x: (B, L, C) -> (B, L, C), and the attention weights as MultiHeadAttention returns them."""
+        attended, weights = self.attention(self.attention_norm(x), mask, need_weights)
+        x = attended if self.no_res else x + attended
+        transformed = self.feed_forward(self.feed_forward_norm(x))
+        return transformed if self.no_res else x + transformed, weights
+
+
+class GPT(nn.Module):
+    """A decoder-only language model: from characters to the scores of each next character."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        if not config.no_pos:
+            self.position_embedding = nn.Embedding(config.max_seq_len, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList([TransformerLayer(config) for _ in range(config.n_layer)])
+        self.norm = nn.LayerNorm(config.n_embd)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.head.weight = self.token_embedding.weight  # tied (Press & Wolf 2017): half the parameters of a small model
+        self.apply(self._init_weights)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """GPT-2's initialisation: N(0, 0.02²), and smaller for the layers that add to the residual stream."""
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+        if isinstance(module, TransformerLayer):  # apply() comes to a module after its children
+            for into_residual in (module.attention.out, module.feed_forward.down):
+                nn.init.normal_(into_residual.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
+
+    def forward(self, U: Tensor, need_weights: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """U: (B, L) token ids, L <= max_seq_len.
+
+        Returns the logits (B, L, V), at each position the scores of the next token before the softmax, and a list with
+        the attention weights (B, h, L, L) of each layer, empty unless `need_weights`.
+        """
+        L = U.size(1)
+        # Step 1: the positions 0, 1, …, L-1
+        positions = torch.arange(L, dtype=torch.long, device=U.device)
+        # Step 2, 3: embeddings of tokens (B, L, C) and positions (L, C), and h_0, their sum
+        x = self.token_embedding(U)
+        if not self.config.no_pos:
+            x = x + self.position_embedding(positions)
+        x = self.dropout(x)
+        # Step 4: the mask M, True above the diagonal: no position looks at a later one
+        mask = torch.triu(torch.ones(L, L, dtype=torch.bool, device=U.device), diagonal=1)
+        # Step 5: the layers, one after another
+        attn_weights = []
+        for layer in self.layers:
+            x, weights = layer(x, mask, need_weights)
+            if need_weights:
+                attn_weights.append(weights)
+        # Step 6: LayerNorm and the linear head; the softmax is in the loss
+        return self.head(self.norm(x)), attn_weights
+
+    @property
+    def device(self) -> torch.device:
+        return self.token_embedding.weight.device
+
+    def num_parameters(self) -> int:
+        """Each weight counted once, the shared one of embedding and head too."""
+        return sum(p.numel() for p in self.parameters())
+
+
+def sample_next(
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Draws a token from each row of logits (B, V); returns (B,) ids.
+
+    In this order: the logits are divided by the temperature (0: the likeliest token, always), all but the top_k
+    likeliest are dropped, and of these all but the fewest whose probabilities reach top_p (Holtzman et al. 2020).
+    """
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    # Sorted, so that to keep the k likeliest, or the first few that reach top_p, is to cut off the end. In double
+    # precision and with the largest at 0, so that no temperature, however small, gives infinities.
+    logits, ids = logits.double().topk(min(top_k or logits.size(-1), logits.size(-1)), dim=-1)
+    probs = torch.softmax((logits - logits[:, :1]) / temperature, dim=-1)
+    if top_p is not None:
+        probs[:, 1:][probs.cumsum(dim=-1)[:, :-1] >= top_p] = 0.0  # those before it reach top_p already
+    return ids.gather(-1, torch.multinomial(probs, 1, generator=generator)).squeeze(-1)
+
+
+@torch.inference_mode()
+def generate(model: GPT, prompt: Tensor, max_new_tokens: int, **sampling) -> Iterator[Tensor]:
+    """Continues prompts (B, T) of token ids; yields the (B,) next ids, max_new_tokens times.
+
+    The model sees the last max_seq_len tokens. `sampling` goes to sample_next().
+    """
+    model.eval()
+    ids = prompt
+    for _ in range(max_new_tokens):
+        ids = ids[:, -model.config.max_seq_len :]
+        logits, _ = model(ids)
+        next_ids = sample_next(logits[:, -1], **sampling)
+        yield next_ids
+        ids = torch.cat((ids, next_ids[:, None]), dim=1)
+
+
+def save_checkpoint(path: Path, model: GPT, vocabulary: Vocabulary, **extra) -> None:
+    """Writes the model, with all that is needed to use it, in one step; `extra` are plain values and tensors."""
+    buffer = io.BytesIO()  # torch.save into a file hides why a write fails
+    checkpoint = {
+        "config": asdict(model.config),
+        "vocabulary": asdict(vocabulary),
+        "model": model.state_dict(),
+        **extra,
+    }
+    torch.save(checkpoint, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
+
+
+def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> tuple[GPT, Vocabulary, dict]:
+    """Reads what save_checkpoint() wrote: the model, its vocabulary, and the whole dictionary.
+
+    Runs no code that a hostile file may hold. Raises UserError if the file is missing or damaged.
+    """
+    if not path.is_file():
+        raise UserError(f"no checkpoint {path}: run train.py --ckpt_path {path.parent} first")
+    file = path.open("rb")
+    try:
+        checkpoint = torch.load(file, map_location=device, weights_only=True)
+        config = GPTConfig(**checkpoint["config"])
+        vocabulary = Vocabulary(**checkpoint["vocabulary"])
+        weights = checkpoint["model"]
+        if len(vocabulary) != config.vocab_size or f"layers.{config.n_layer - 1}.attention.out.weight" not in weights:
+            raise ValueError("its parts do not belong together")
+        with torch.device("meta"):  # no memory before the weights are seen to fit
+            model = GPT(config)
+        model.load_state_dict(weights, assign=True)
+        model.head.weight = model.token_embedding.weight
+    except Exception as error:  # a damaged file can raise anything
+        raise UserError(f"checkpoint {path} is damaged or not ours ({type(error).__name__}): train again") from None
+    finally:
+        file.close()
+    return model, vocabulary, checkpoint
+
+
+def load_model(ckpt_path: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, Vocabulary]:
+    """The best model of a training run, ready to use, and its vocabulary. Raises UserError if there is none."""
+    model, vocabulary, _ = load_checkpoint(Path(ckpt_path) / "best.pt", device)
+    return model.eval(), vocabulary
+
+
+def choose_device(name: str) -> torch.device:
+    """'auto', 'cpu', 'cuda' or 'mps' → a device that is there. Raises UserError if the machine has none such."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, present in available.items() if present)
+    if not available[name]:
+        raise UserError(f"--device {name}: there is no such device here; use --device cpu or auto")
+    return torch.device(name)

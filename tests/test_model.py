@@ -1,0 +1,294 @@
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from cli import UserError
+from model import (
+    GPT,
+    GPTConfig,
+    MultiHeadAttention,
+    attention,
+    generate,
+    load_checkpoint,
+    sample_next,
+    save_checkpoint,
+)
+from prepare import Vocabulary
+
+SIZES = [
+    GPTConfig(50, 16, n_layer=1, n_head=1, n_embd=8),
+    GPTConfig(97, 24, n_layer=3, n_head=4, n_embd=32),
+    GPTConfig(300, 64, n_layer=4, n_head=4, n_embd=128),
+]
+
+
+def make(config: GPTConfig, seed: int = 0, scale: float = 2.5) -> GPT:
+    """A model whose weights are far from the small ones of the start, so that nothing is hidden by near-zeros."""
+    torch.manual_seed(seed)
+    model = GPT(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(scale).add_(0.02 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def token_ids(config: GPTConfig, batch: int = 2, length: int | None = None, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(config.vocab_size, (batch, length or config.max_seq_len), generator=generator)
+
+
+def as_transformers(model: GPT) -> GPT2LMHeadModel:
+    """Our weights laid into transformers' GPT-2, whose Conv1D layers store their matrices transposed."""
+    c = model.config
+    other = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=c.vocab_size,
+            n_positions=c.max_seq_len,
+            n_layer=c.n_layer,
+            n_head=c.n_head,
+            n_embd=c.n_embd,
+            attn_implementation="eager",
+        )
+    )
+    names = {
+        "attention_norm": "ln_1",
+        "attention.qkv": "attn.c_attn",
+        "attention.out": "attn.c_proj",
+        "feed_forward_norm": "ln_2",
+        "feed_forward.up": "mlp.c_fc",
+        "feed_forward.down": "mlp.c_proj",
+    }
+    state = {
+        "transformer.wte.weight": model.token_embedding.weight,
+        "transformer.wpe.weight": model.position_embedding.weight,
+        "transformer.ln_f.weight": model.norm.weight,
+        "transformer.ln_f.bias": model.norm.bias,
+        "lm_head.weight": model.head.weight,
+    }
+    for i, layer in enumerate(model.layers):
+        for ours, theirs in names.items():
+            module = layer.get_submodule(ours)
+            weight = module.weight.T if isinstance(module, torch.nn.Linear) else module.weight
+            state[f"transformer.h.{i}.{theirs}.weight"] = weight
+            state[f"transformer.h.{i}.{theirs}.bias"] = module.bias
+    other.load_state_dict(state)
+    return other.eval()
+
+
+@pytest.mark.parametrize("config", SIZES)
+def test_logits_and_attention_weights_equal_those_of_transformers_gpt2(config):
+    model = make(config)
+    U = token_ids(config)
+    expected = as_transformers(model)(U, output_attentions=True)
+    logits, attn_weights = model(U, need_weights=True)
+    assert expected.logits.std() > 0.1
+    torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=0)
+    assert len(attn_weights) == len(expected.attentions) == config.n_layer
+    for ours, theirs in zip(attn_weights, expected.attentions, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("config", SIZES)
+def test_the_fast_path_equals_the_explicit_steps_in_values_and_gradients(config):
+    model = make(config)
+    U = token_ids(config)
+    gradients = []
+    for need_weights in (False, True):
+        logits, attn_weights = model(U, need_weights)
+        assert len(attn_weights) == (config.n_layer if need_weights else 0)
+        loss = F.cross_entropy(logits.flatten(0, 1), U.flatten())
+        gradients.append([logits, *torch.autograd.grad(loss, list(model.parameters()))])
+    for fast, explicit in zip(*gradients, strict=True):
+        torch.testing.assert_close(fast, explicit, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_is_what_its_definition_says():
+    """Head by head and position by position, with loops."""
+    torch.manual_seed(0)
+    B, h, L, d = 2, 3, 5, 4
+    q, k, v = torch.randn(3, B, h, L, d)
+    mask = torch.triu(torch.ones(L, L, dtype=torch.bool), diagonal=1)
+    out, weights = attention(q, k, v, mask)
+    for b in range(B):
+        for head in range(h):
+            for i in range(L):
+                scores = [float(q[b, head, i] @ k[b, head, j]) / math.sqrt(d) for j in range(i + 1)]
+                total = sum(map(math.exp, scores))
+                expected = [math.exp(score) / total for score in scores] + [0.0] * (L - 1 - i)
+                torch.testing.assert_close(weights[b, head, i], torch.tensor(expected))
+                mean = sum(w * v[b, head, j] for j, w in enumerate(expected))
+                torch.testing.assert_close(out[b, head, i], mean)
+
+
+def test_multi_head_attention_obeys_any_mask():
+    config = SIZES[1]
+    torch.manual_seed(0)
+    layer = MultiHeadAttention(config)
+    x = torch.randn(2, 6, config.n_embd)
+    mask = torch.rand(6, 6) < 0.5
+    mask.fill_diagonal_(False)
+    out, weights = layer(x, mask, need_weights=True)
+    fast, none = layer(x, mask)
+    assert none is None and weights.shape == (2, config.n_head, 6, 6)
+    assert (weights[..., mask] == 0).all() and (weights[..., ~mask] > 0).all()
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, config.n_head, 6))
+    torch.testing.assert_close(out, fast, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("flags", [{}, {"no_pos": True}, {"no_res": True}])
+def test_a_token_never_sees_its_future(flags):
+    config = dataclasses.replace(SIZES[1], **flags)
+    model = make(config)
+    U = token_ids(config, batch=1)
+    before, _ = model(U)
+    for changed in (1, 7, 20):
+        V = U.clone()
+        V[0, changed] = (V[0, changed] + 1) % config.vocab_size
+        after, _ = model(V)
+        assert torch.equal(before[0, :changed], after[0, :changed])
+        assert not torch.allclose(before[0, changed], after[0, changed])
+
+
+def test_no_pos_forgets_the_order_of_the_past():
+    """Without positions one layer sees the past as a bag; with them, or from the second layer on, it does not."""
+
+    def last_logits(no_pos, order):
+        model = make(dataclasses.replace(SIZES[0], no_pos=no_pos))
+        return model(torch.tensor([order]))[0][0, -1]
+
+    torch.testing.assert_close(last_logits(True, [3, 7, 9, 1]), last_logits(True, [9, 3, 7, 1]), atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(last_logits(False, [3, 7, 9, 1]), last_logits(False, [9, 3, 7, 1]), atol=1e-2)
+    assert "position_embedding.weight" not in GPT(dataclasses.replace(SIZES[0], no_pos=True)).state_dict()
+
+
+def test_no_res_removes_both_residual_additions():
+    """With the output layers at 0, a layer with residuals passes its input on, one without gives 0."""
+    for no_res in (False, True):
+        model = make(dataclasses.replace(SIZES[1], no_res=no_res))
+        layer = model.layers[0]
+        x = torch.randn(1, 5, model.config.n_embd)
+        mask = torch.triu(torch.ones(5, 5, dtype=torch.bool), diagonal=1)
+        attended, _ = layer.attention(layer.attention_norm(x), mask)
+        middle = attended if no_res else x + attended
+        last = layer.feed_forward(layer.feed_forward_norm(middle))
+        torch.testing.assert_close(layer(x, mask)[0], last if no_res else middle + last)
+
+
+@pytest.mark.parametrize("flags", [{}, {"no_pos": True}, {"no_res": True}])
+def test_every_parameter_gets_a_gradient_at_the_start(flags):
+    torch.manual_seed(0)
+    model = GPT(dataclasses.replace(SIZES[2], **flags))
+    U = token_ids(model.config)
+    logits, _ = model(U)
+    F.cross_entropy(logits.flatten(0, 1), U.roll(-1, 1).flatten()).backward()
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        if name.endswith("qkv.bias"):  # a bias of the keys adds the same to all the scores of a row: no effect
+            q, k, v = gradient.chunk(3)
+            assert k.abs().max() < 1e-6
+            gradient = torch.cat((q, v))
+        assert gradient.abs().max() > 1e-8, name
+
+
+def test_dropout_acts_in_training_only():
+    model = make(dataclasses.replace(SIZES[1], dropout=0.5))
+    U = token_ids(model.config)
+    assert torch.equal(model(U)[0], model(U)[0])
+    model.train()
+    assert not torch.allclose(model(U)[0], model(U)[0])
+
+
+def test_the_head_is_the_token_embedding():
+    config = SIZES[2]
+    C, V, L, n = config.n_embd, config.vocab_size, config.max_seq_len, config.n_layer
+    layer = 4 * C + (3 * C * C + 3 * C) + (C * C + C) + (4 * C * C + 4 * C) + (4 * C * C + C)
+    assert GPT(config).num_parameters() == V * C + L * C + n * layer + 2 * C
+
+
+def test_sizes_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="--n_head 3 does not divide --n_embd 8"):
+        GPTConfig(10, n_head=3, n_embd=8)
+
+
+LOGITS = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()[None]
+
+
+def frequencies(n: int = 20_000, **sampling) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    drawn = sample_next(LOGITS.expand(n, -1), generator=generator, **sampling)
+    return torch.bincount(drawn, minlength=4) / n
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        ({}, [0.4, 0.3, 0.2, 0.1]),
+        ({"temperature": 0}, [1, 0, 0, 0]),
+        ({"temperature": 1e-300}, [1, 0, 0, 0]),
+        ({"temperature": 0.5}, [16 / 30, 9 / 30, 4 / 30, 1 / 30]),  # squares
+        ({"top_k": 1}, [1, 0, 0, 0]),
+        ({"top_k": 3}, [4 / 9, 3 / 9, 2 / 9, 0]),
+        ({"top_k": 99}, [0.4, 0.3, 0.2, 0.1]),
+        ({"top_p": 0.0}, [1, 0, 0, 0]),
+        ({"top_p": 0.39}, [1, 0, 0, 0]),
+        ({"top_p": 0.69}, [4 / 7, 3 / 7, 0, 0]),
+        ({"top_p": 0.71}, [4 / 9, 3 / 9, 2 / 9, 0]),
+        ({"top_p": 1.0}, [0.4, 0.3, 0.2, 0.1]),
+        ({"temperature": 0.5, "top_k": 2, "top_p": 0.6}, [1, 0, 0, 0]),  # 16 : 9, and 16/25 reaches 0.6
+    ],
+)
+def test_a_token_is_drawn_from_the_distribution_that_the_controls_define(sampling, expected):
+    torch.testing.assert_close(frequencies(**sampling), torch.tensor(expected).float(), atol=0.015, rtol=0)
+
+
+def test_greedy_generation_continues_with_the_likeliest_token_past_the_window_too():
+    config = SIZES[0]
+    model = make(config)
+    ids = token_ids(config, batch=2, length=5)
+    steps = list(generate(model, ids, 30, temperature=0))
+    assert len(steps) == 30
+    for step in steps:
+        with torch.no_grad():
+            expected = model(ids[:, -config.max_seq_len :])[0][:, -1].argmax(-1)
+        assert torch.equal(step, expected)
+        ids = torch.cat((ids, step[:, None]), dim=1)
+
+
+def test_a_checkpoint_brings_back_the_model_and_its_vocabulary(tmp_path):
+    for flags in ({}, {"no_pos": True}, {"no_res": True}):
+        config = dataclasses.replace(SIZES[0], **flags)
+        model, vocabulary = make(config), Vocabulary("".join(map(chr, range(50, 100))), {"a": "b"})
+        save_checkpoint(tmp_path / "best.pt", model, vocabulary, iteration=3)
+        loaded, loaded_vocabulary, checkpoint = load_checkpoint(tmp_path / "best.pt")
+        U = token_ids(config)
+        assert torch.equal(loaded.eval()(U)[0], model(U)[0])
+        assert loaded.config == config and loaded_vocabulary == vocabulary and checkpoint["iteration"] == 3
+        assert loaded.head.weight is loaded.token_embedding.weight
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "best.pt"
+    with pytest.raises(UserError, match=r"run train\.py --ckpt_path"):
+        load_checkpoint(path)
+    config = SIZES[0]
+    vocabulary = Vocabulary("".join(map(chr, range(50, 100))))
+    save_checkpoint(path, make(config), vocabulary)
+    content = path.read_bytes()
+    for damaged in (b"", b"x", content[: len(content) // 2], content[:-1]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged"):
+            load_checkpoint(path)
+    torch.save({"model": torch.nn.Linear(2, 2)}, path)  # a pickled class
+    with pytest.raises(UserError, match="damaged"):
+        load_checkpoint(path)
+    for change in ({"n_layer": 10**6}, {"n_embd": 10**9}, {"vocab_size": 51}, {"max_seq_len": 17}, {"n_head": 3}):
+        save_checkpoint(path, make(config), vocabulary)
+        checkpoint = torch.load(path)
+        checkpoint["config"].update(change)
+        torch.save(checkpoint, path)
+        with pytest.raises(UserError, match="damaged"):
+            load_checkpoint(path)
