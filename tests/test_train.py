@@ -1,0 +1,250 @@
+import csv
+import json
+import math
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import matplotlib.image
+import pytest
+import torch
+from conftest import QUICK, ROOT, TINY, run_script, song_text, train_tiny
+
+import prepare
+import train
+from model import load_model
+from windows import validation_loss
+
+
+def read_log(folder):
+    with (folder / "log.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_handouts_flags_and_defaults():
+    args = train.parse_args(["-data_root", "d", "--ckpt_path", "c", "-no_pos", "-no_res"])
+    assert (args.data_root, args.ckpt_path, args.no_pos, args.no_res) == ("d", "c", True, True)
+    args = train.parse_args([])
+    assert (args.data_root, args.ckpt_path) == ("data/quansongci", "workdirs/quansongci")
+    assert (args.batchsize, args.iters, args.max_seq_len, args.no_pos, args.no_res) == (16, 2000, 64, False, False)
+    config = train.model_config(args, 100)
+    assert (config.n_layer, config.n_head, config.n_embd, config.dropout) == (4, 4, 128, 0.0)
+    config = train.model_config(train.parse_args(["--model", "small", "--n_layer", "2", "--dropout", "0"]), 100)
+    assert (config.n_layer, config.n_head, config.n_embd, config.dropout) == (2, 6, 384, 0.0)
+
+
+def test_a_run_writes_all_that_it_promises(ckpt_path, data_root):
+    assert sorted(os.listdir(ckpt_path)) == sorted(train.RUN_FILES)
+    rows = read_log(ckpt_path)
+    assert list(rows[0]) == train.LOG_FIELDS and [int(row["iter"]) for row in rows] == [4, 8, 12]
+    for row in rows:
+        for split in ("train", "val"):
+            loss, perplexity = float(row[f"{split}_loss"]), float(row[f"{split}_perplexity"])
+            assert math.isclose(perplexity, math.exp(loss), rel_tol=1e-4)
+        assert float(row["grad_norm"]) > 0 and float(row["tokens_per_second"]) > 0
+    picture = matplotlib.image.imread(ckpt_path / "loss&perplexity.jpg")
+    assert picture.shape[1] > 1000 and picture.std() > 10
+    result = json.loads((ckpt_path / "result.json").read_text())
+    assert result["iters"] == 12 and result["tokens"] == 12 * 4 * 16 and result["seconds"] > 0
+    assert math.isclose(result["final_perplexity"], math.exp(result["final_val_loss"]))
+    model, _ = load_model(ckpt_path)
+    val_tokens = prepare.load_dataset(data_root)[2]
+    assert math.isclose(result["best_val_loss"], validation_loss(model, val_tokens, 7), rel_tol=1e-5)
+    assert result["parameters"] == model.num_parameters()
+    config = json.loads((ckpt_path / "config.json").read_text())
+    assert config["iters"] == 12 and config["seed"] == 1 and config["versions"]["torch"] == torch.__version__
+
+
+def test_training_learns(data_root, tmp_path):
+    """A text in which each character follows from the one before: the loss must fall far below that of guessing."""
+    (tmp_path / "input.txt").write_text("春夏秋冬" * 500, encoding="utf-8")
+    prepare.prepare(tmp_path)
+    train_tiny(tmp_path, tmp_path / "run", "--iters", 150, "--eval_interval", 50, "--lr", 0.01, "--warmup_iters", 5)
+    rows = read_log(tmp_path / "run")
+    assert float(rows[-1]["val_loss"]) < 0.1 * math.log(4) and float(rows[-1]["train_loss"]) < 0.1 * math.log(4)
+
+
+def test_the_learning_rate_warms_up_and_falls_to_a_tenth():
+    args = train.parse_args(["--iters", "1000", "--warmup_iters", "100", "--lr", "1"])
+    rates = [train.learning_rate(i, args) for i in range(1001)]
+    assert rates[0] == 0.01 and rates[99] == 1.0 and max(rates) == 1.0
+    assert math.isclose(rates[550], 0.55) and math.isclose(rates[1000], 0.1)
+    assert all(a < b for a, b in zip(rates[:99], rates[1:100], strict=True))
+    assert all(a > b for a, b in zip(rates[100:], rates[101:], strict=False))
+
+
+def test_only_matrices_decay(data_root, ckpt_path):
+    model, _ = load_model(ckpt_path)
+    decaying, others = train.make_optimizer(model, 1e-3, 0.1).param_groups
+    assert {p.dim() for p in decaying["params"]} == {2} and {p.dim() for p in others["params"]} == {1}
+    assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    assert sum(p.numel() for g in (decaying, others) for p in g["params"]) == model.num_parameters()
+
+
+def weights(folder, name="last.pt"):
+    return torch.load(folder / name)["model"]
+
+
+def assert_same_run(a, b):
+    for name, tensor in weights(a).items():
+        assert torch.equal(tensor, weights(b)[name]), name
+    for row, other in zip(read_log(a), read_log(b), strict=True):
+        assert {**row, "tokens_per_second": 0} == {**other, "tokens_per_second": 0}
+
+
+def test_the_same_seed_gives_the_same_run(data_root, ckpt_path, tmp_path):
+    assert_same_run(ckpt_path, train_tiny(data_root, tmp_path / "again"))
+    other = train_tiny(data_root, tmp_path / "other", "--seed", 2)
+    assert not torch.equal(weights(other)["norm.weight"], weights(ckpt_path)["norm.weight"])
+
+
+def test_a_resumed_run_equals_one_that_never_stopped(data_root, tmp_path):
+    """Stopped by Ctrl-C in the middle of an interval of evaluation, with dropout, which needs the random state."""
+    straight = train_tiny(data_root, tmp_path / "straight", "--dropout", 0.2)
+    step, folder = train.Trainer.step, tmp_path / "stopped"
+
+    def stop_at_7(self):
+        result = step(self)
+        if self.iteration == 7:
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(train.Trainer, "step", stop_at_7)
+        train_tiny(data_root, folder, "--dropout", 0.2)
+    assert torch.load(folder / "last.pt")["iteration"] == 7
+    train_tiny(data_root, folder, "--dropout", 0.2, "--resume")
+    assert_same_run(straight, folder)
+
+
+def test_resume_refuses_other_settings_and_other_data(data_root, ckpt_path, tmp_path, assert_user_error):
+    folder = shutil.copytree(ckpt_path, tmp_path / "run")
+    flags = ["--ckpt_path", folder, *TINY, *QUICK, "--resume"]
+    assert_user_error(train, "--data_root", data_root, *flags, "--n_embd", 32, words=["--n_embd 32", "16"])
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "input.txt").write_text(song_text(30) + "另", encoding="utf-8")
+    prepare.prepare(other)
+    assert_user_error(train, "--data_root", other, *flags, words=["another vocabulary"])
+    assert_user_error(
+        train, "--data_root", data_root, "--ckpt_path", tmp_path / "none", "--resume", words=["no last.pt"]
+    )
+    assert weights(folder)["norm.weight"].equal(weights(ckpt_path)["norm.weight"])
+
+
+def test_a_run_is_not_destroyed_without_being_asked(data_root, ckpt_path, tmp_path, assert_user_error):
+    folder = shutil.copytree(ckpt_path, tmp_path / "run")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    flags = ["--data_root", data_root, "--ckpt_path", folder, *TINY, *QUICK]
+    assert_user_error(train, *flags, words=["--resume", "--overwrite"])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    train_tiny(data_root, folder, "--overwrite", "--seed", 5)
+    assert not weights(folder)["norm.weight"].equal(weights(ckpt_path)["norm.weight"])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(data_root, tmp_path, assert_user_error):
+    step = train.Trainer.step
+
+    def explode_after_4(self):
+        if self.iteration == 6:
+            with torch.no_grad():
+                self.model.norm.weight.fill_(math.inf)
+        return step(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Trainer, "step", explode_after_4)
+        flags = ["--data_root", data_root, "--ckpt_path", tmp_path / "run", *TINY, *QUICK]
+        assert_user_error(train, *flags, words=["nan at iteration 6", "lower --lr"])
+    for name in ("last.pt", "best.pt"):
+        assert torch.isfinite(weights(tmp_path / "run", name)["norm.weight"]).all()
+    assert torch.load(tmp_path / "run" / "last.pt")["iteration"] == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--iters", "0"], "--iters"),
+        (["--batchsize", "-1"], "--batchsize"),
+        (["--max_seq_len", "0"], "--max_seq_len"),
+        (["--dropout", "1"], "--dropout"),
+        (["--lr", "nan"], "--lr"),
+        (["--n_head", "3"], "--n_head 3 does not divide --n_embd 16"),
+        (["--model", "giant"], "invalid choice: 'giant'"),
+        (["--max_seq_len", "100000"], "too few for --max_seq_len 100000"),
+        (["--resume", "--overwrite"], "exclude each other"),
+        (["--workdirs/quansongci"], "--ckpt_path workdirs/quansongci was meant"),
+        (["--data_root", "data/quansonci"], "did you mean data/quansongci?"),
+    ],
+)
+def test_bad_flags_get_one_line_and_write_nothing(data_root, tmp_path, assert_user_error, flags, words):
+    folder = tmp_path / "run"
+    assert_user_error(train, "--data_root", data_root, "--ckpt_path", folder, *TINY, *QUICK, *flags, words=[words])
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_cuda_that_is_not_there_is_said(data_root, tmp_path, assert_user_error):
+    flags = ["--data_root", data_root, "--ckpt_path", tmp_path / "run", "--device", "cuda"]
+    assert_user_error(train, *flags, words=["--device cuda", "use --device cpu"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_were_not_prepared_are_said(tmp_path, assert_user_error):
+    (tmp_path / "data").mkdir()
+    flags = ["--data_root", tmp_path / "data", "--ckpt_path", tmp_path / "run"]
+    assert_user_error(train, *flags, words=["run prepare.py"])
+    assert os.listdir(tmp_path) == ["data"]
+
+
+def test_a_folder_that_cannot_be_made_is_said(data_root, tmp_path, assert_user_error):
+    (tmp_path / "file").write_text("")
+    flags = ["--data_root", data_root, *TINY, *QUICK, "--ckpt_path"]
+    assert_user_error(train, *flags, tmp_path / "file" / "run", words=["Not a directory", tmp_path / "file" / "run"])
+    assert_user_error(train, *flags, tmp_path / "file", words=["File exists"])
+
+
+def command(data_root, folder, *flags):
+    flags = ["--data_root", data_root, "--ckpt_path", folder, *TINY, *QUICK, *flags]
+    return [sys.executable, str(ROOT / "train.py"), *map(str, flags)]
+
+
+def test_a_full_disk_is_one_line_and_keeps_the_earlier_checkpoint(data_root, ckpt_path, tmp_path):
+    folder = shutil.copytree(ckpt_path, tmp_path / "run")
+    before = (folder / "last.pt").read_bytes()
+
+    def limit():  # smaller than a checkpoint
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
+
+    done = subprocess.run(
+        command(data_root, folder, "--resume", "--iters", 20), preexec_fn=limit, capture_output=True, text=True
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("train.py: error: File too large")
+    assert "Traceback" not in done.stderr and (folder / "last.pt").read_bytes() == before
+
+
+def test_ctrl_c_saves_and_ends_with_130(data_root, tmp_path):
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        command(data_root, folder, "--iters", 10**6, "--eval_interval", 10),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (folder / "last.pt").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "go on with --resume" in err and "Traceback" not in err
+    assert torch.load(folder / "last.pt")["iteration"] > 0
+
+
+def test_the_script_runs_as_a_program_and_reports(data_root, tmp_path):
+    done = run_script("train.py", "--data_root", data_root, "--ckpt_path", tmp_path / "run", *TINY, *QUICK)
+    assert done.returncode == 0, done.stderr
+    assert "parameters on cpu" in done.stdout and "whole validation split: loss" in done.stdout
+    assert "iter     12 | loss" in done.stdout
