@@ -1,0 +1,33 @@
+import json
+
+import matplotlib.image
+from conftest import train_tiny
+
+import evaluate
+
+
+def test_runs_are_compared_in_a_table_a_picture_and_a_poem_each(call, data_root, ckpt_path, tmp_path):
+    no_pos = train_tiny(data_root, tmp_path / "no_pos", "-no_pos")
+    out = tmp_path / "results.md"
+    out.write_text("# Before\n\n<!-- ablation -->\nold\n<!-- /ablation -->\n\nAfter\n", encoding="utf-8")
+    arguments = ["--ckpt_path", ckpt_path, no_pos, "--out", out, "--start", "+++清平乐\n", "--max_new_tokens", 20]
+    for _ in range(2):  # a second run replaces what the first has written
+        status, printed, _ = call(evaluate, *arguments)
+        text = out.read_text(encoding="utf-8")
+        assert status == 0 and printed.strip() in text
+        assert text.startswith("# Before\n") and text.endswith("\nAfter\n") and "old" not in text
+        assert text.count("<!-- ablation -->") == 1
+    for folder in (ckpt_path, no_pos):
+        result = json.loads((folder / "result.json").read_text())
+        [line] = [line for line in text.splitlines() if line.startswith(f"| {folder.name} |")]
+        assert f" {result['best_val_loss']:.3f} " in line and f" {result['final_perplexity']:.1f} " in line
+        assert f"`{folder.name}`:\n\n```\n+++清平乐" in text
+    assert "![loss and perplexity" in text
+    assert matplotlib.image.imread(tmp_path / "results.png").std() > 0.1
+
+
+def test_a_run_that_is_not_finished_or_damaged_is_said(assert_user_error, ckpt_path, tmp_path):
+    assert_user_error(evaluate, "--ckpt_path", tmp_path, words=["no finished run", "run train.py"])
+    (tmp_path / "result.json").write_text("[1]")
+    (tmp_path / "log.csv").write_text("iter\n1\n")
+    assert_user_error(evaluate, "--ckpt_path", tmp_path, words=["damaged"])

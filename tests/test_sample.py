@@ -1,0 +1,104 @@
+import shutil
+
+import pytest
+from conftest import run_script, song_text
+
+import prepare
+import sample
+from prepare import Vocabulary
+
+
+def flags(data_root, ckpt_path, *more):
+    return ["--data_root", data_root, "--ckpt_path", ckpt_path, "--device", "cpu", *more]
+
+
+def test_the_handouts_flags_and_defaults():
+    args = sample.parse_args([])
+    assert (args.data_root, args.ckpt_path, args.start) == ("data/quansongci", "workdirs/quansongci", "\n")
+    assert (args.num_samples, args.max_new_tokens, args.temperature, args.top_k) == (10, 500, 0.8, 200)
+
+
+def test_stdout_has_the_samples_and_lines_of_dashes_and_nothing_else(call, data_root, ckpt_path):
+    arguments = flags(data_root, ckpt_path, "--start", "+++清平乐", "--num_samples", 3, "--max_new_tokens", 40)
+    status, out, err = call(sample, *arguments)
+    texts = out.removesuffix("\n").split("\n---------------\n")
+    assert status == 0 and len(texts) == 3 and len(set(texts)) == 3
+    for text in texts:  # 40 is more than max_seq_len, 16
+        assert text.startswith("+++清平乐") and len(text) == len("+++清平乐") + 40
+    assert "parameters on cpu" in err
+
+
+def test_the_same_seed_gives_the_same_samples(call, data_root, ckpt_path):
+    arguments = flags(data_root, ckpt_path, "--max_new_tokens", 30, "--num_samples", 2, "--seed")
+    outputs = [call(sample, *arguments, seed)[1] for seed in (1, 1, 2)]
+    assert outputs[0] == outputs[1] != outputs[2]
+
+
+def test_temperature_0_is_greedy(call, data_root, ckpt_path):
+    arguments = flags(data_root, ckpt_path, "--max_new_tokens", 30, "--num_samples", 2, "--temperature", 0)
+    first, second = call(sample, *arguments)[1].removesuffix("\n").split("\n---------------\n")
+    assert first == second
+
+
+@pytest.mark.parametrize("typed", ["+++清平乐\\n", "+++清平乐\n", "FILE"])
+def test_a_start_may_have_line_ends_or_come_from_a_file(call, data_root, ckpt_path, tmp_path, typed):
+    if typed == "FILE":
+        (tmp_path / "prompt.txt").write_text("\ufeff+++清平乐\n", encoding="utf-8")
+        typed = f"FILE:{tmp_path / 'prompt.txt'}"
+    arguments = flags(data_root, ckpt_path, "--start", typed, "--num_samples", 1, "--max_new_tokens", 0)
+    assert call(sample, *arguments)[1] == "+++清平乐\n\n"
+
+
+def test_an_alias_of_a_tune_becomes_its_canonical_name_and_is_said(capsys):
+    aliases = {"酹江月": "念奴娇", "重": "轻"}
+    assert sample.canonical_title("+++酹江月", aliases) == "+++念奴娇"
+    assert "酹江月 is another name of 念奴娇" in capsys.readouterr().err
+    assert sample.canonical_title("+++酹江月（中秋）\n春", aliases) == "+++念奴娇（中秋）\n春"
+    for other in ("酹江月", "+++念奴娇", "+++酹江月亮", "春\n+++酹江月", "\n"):
+        assert sample.canonical_title(other, aliases) == other
+
+
+def test_an_alias_works_on_the_command_line(call, data_root, ckpt_path, tmp_path):
+    data = shutil.copytree(data_root, tmp_path / "data")
+    Vocabulary(prepare.load_vocabulary(data).chars, {"别名": "清平乐"}).save(data / "meta.pkl")
+    arguments = flags(data, ckpt_path, "--start", "+++别名", "--num_samples", 1, "--max_new_tokens", 0)
+    status, out, err = call(sample, *arguments)
+    assert (status, out) == (0, "+++清平乐\n") and "别名 is another name of 清平乐" in err
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (["--start", ""], "--start is empty"),
+        (["--start", "Xx"], "not in the vocabulary: 'X' (U+0058), 'x' (U+0078)"),
+        (["--start", "\udc80"], "not in the vocabulary"),
+        (["--start", "FILE:no/such"], "cannot read"),
+        (["--temperature", "-1"], "--temperature"),
+        (["--top_k", "0"], "--top_k"),
+        (["--top_p", "1.5"], "--top_p"),
+        (["--num_samples", "0"], "--num_samples"),
+        (["--max_new_tokens", "-1"], "--max_new_tokens"),
+        (["--workdirs/quansongci"], "probably --ckpt_path workdirs/quansongci was meant"),
+        (["--ckpt_path", "workdirs/none"], "run train.py"),
+        (["--data_root", "data/quansonci"], "did you mean data/quansongci?"),
+    ],
+)
+def test_bad_input_gets_one_line(assert_user_error, data_root, ckpt_path, more, words):
+    assert_user_error(sample, *flags(data_root, ckpt_path, *more), words=[words])
+
+
+def test_a_checkpoint_of_another_vocabulary_is_found_out(assert_user_error, ckpt_path, tmp_path):
+    (tmp_path / "input.txt").write_text(song_text(30) + "另", encoding="utf-8")
+    prepare.prepare(tmp_path)
+    assert_user_error(sample, *flags(tmp_path, ckpt_path), words=["another vocabulary"])
+
+
+def test_a_truncated_checkpoint_is_found_out(assert_user_error, data_root, ckpt_path, tmp_path):
+    (tmp_path / "best.pt").write_bytes((ckpt_path / "best.pt").read_bytes()[:1000])
+    assert_user_error(sample, *flags(data_root, tmp_path), words=["damaged"])
+
+
+def test_the_script_runs_as_a_program(data_root, ckpt_path):
+    arguments = flags(data_root, ckpt_path, "--start", "+++清平乐", "--num_samples", 1, "--max_new_tokens", 5)
+    done = run_script("sample.py", *arguments)
+    assert done.returncode == 0 and done.stdout.startswith("+++清平乐") and "Traceback" not in done.stderr
