@@ -1,0 +1,76 @@
+# make demo      everything once: environment, corpus, training, poems, the HMM exercise
+# make test      the tests            make lint      formatter and linter
+# make ablation  the handout's experiment: no positions, no residual connections
+#
+# PIP_ARGS=…     options for pip, such as another index      PYTHON=…  the Python (3.10+) to build .venv from
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PY := .venv/bin/python
+DATA := data/quansongci
+RUN := workdirs/quansongci
+
+# $(call step,what it does,commands): says so, and how long it took
+step = @echo "== $(1)"; start=$$(date +%s); { $(2); } && echo "   took $$(( $$(date +%s) - start )) s"
+
+# Succeeds if the given Python has a torch that is new enough, which is then kept (a build for your GPU, say).
+has_torch = $(1) -c 'import re, importlib.metadata as m, sys; \
+	sys.exit([int(n) for n in re.findall(r"\d+", m.version("torch"))[:2]] < [2, 9])' 2>/dev/null
+
+.PHONY: demo test lint ablation clean
+.DELETE_ON_ERROR:
+
+demo: $(RUN)/samples.txt .venv/installed
+	@echo "== Ten samples, from $<"
+	@cat $<
+	$(call step,The HMM exercise,$(PY) hmm.py)
+
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: Python 3.10 or newer is needed; if you have one: make PYTHON=python3.12" >&2; exit 2; }
+	$(call step,Virtual environment .venv, test -x $(PY) || $(PYTHON) -m venv .venv \
+		$$(if $(call has_torch,$(PYTHON)); then echo --system-site-packages; fi))
+	$(call step,Packages of requirements.txt (some gigabytes; minutes the first time), \
+		if $(call has_torch,$(PY)); then grep -v '^torch==' requirements.txt; else cat requirements.txt; fi \
+			> .venv/requirements.txt && \
+		$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -r .venv/requirements.txt)
+	@touch $@
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	$(call step,Packages of requirements-dev.txt, \
+		$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements-dev.txt)
+	@touch $@
+
+$(DATA)/meta.pkl: | .venv/installed
+	$(call step,Corpus: fetch 全宋词 and make the data set in $(DATA),$(PY) prepare.py --data_root $(DATA))
+
+# Training that was interrupted goes on; a finished run is kept.
+resume_or_overwrite = $$(test -f $(1)/last.pt && echo --resume || echo --overwrite)
+train = $(PY) train.py --data_root $(DATA) --ckpt_path $(1) $(call resume_or_overwrite,$(1)) $(2)
+
+$(RUN)/result.json: | $(DATA)/meta.pkl
+	$(call step,Training at the defaults of the handout,$(call train,$(RUN)))
+
+$(RUN)_no_pos/result.json: | $(DATA)/meta.pkl
+	$(call step,Training without positions,$(call train,$(RUN)_no_pos,-no_pos))
+
+$(RUN)_no_res/result.json: | $(DATA)/meta.pkl
+	$(call step,Training without residual connections,$(call train,$(RUN)_no_res,-no_res))
+
+$(RUN)/samples.txt: $(RUN)/result.json
+	$(call step,Sampling: ten texts that begin with +++清平乐, \
+		$(PY) sample.py --data_root $(DATA) --ckpt_path $(RUN) --start +++清平乐 > $@)
+
+ablation: $(RUN)/result.json $(RUN)_no_pos/result.json $(RUN)_no_res/result.json
+	$(call step,Comparison into docs/results.md, $(PY) evaluate.py --ckpt_path $(RUN) $(RUN)_no_pos $(RUN)_no_res \
+		--out docs/results.md --picture docs/ablation.png)
+
+test: .venv/installed-dev
+	$(call step,Tests,$(PY) -m pytest)
+
+lint: .venv/installed-dev
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+
+clean:
+	rm -rf .venv .tmp __pycache__ tests/__pycache__ .pytest_cache .ruff_cache .hypothesis
