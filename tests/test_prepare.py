@@ -17,9 +17,9 @@ from prepare import Vocabulary
 
 def handout(data: str):
     """The handout's own lines."""
-    chars = sorted(list(set(data)))
+    chars = sorted(list(set(data)))  # noqa: C414
     stoi = {ch: i for i, ch in enumerate(chars)}
-    itos = {i: ch for i, ch in enumerate(chars)}
+    itos = {i: ch for i, ch in enumerate(chars)}  # noqa: C416
     n = len(data)
     return stoi, itos, [stoi[c] for c in data[: int(n * 0.9)]], [stoi[c] for c in data[int(n * 0.9) :]]
 

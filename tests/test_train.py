@@ -1,4 +1,5 @@
 import csv
+import itertools
 import json
 import math
 import os
@@ -73,8 +74,8 @@ def test_the_learning_rate_warms_up_and_falls_to_a_tenth():
     rates = [train.learning_rate(i, args) for i in range(1001)]
     assert rates[0] == 0.01 and rates[99] == 1.0 and max(rates) == 1.0
     assert math.isclose(rates[550], 0.55) and math.isclose(rates[1000], 0.1)
-    assert all(a < b for a, b in zip(rates[:99], rates[1:100], strict=True))
-    assert all(a > b for a, b in zip(rates[100:], rates[101:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(rates[:100]))
+    assert all(a > b for a, b in itertools.pairwise(rates[100:]))
 
 
 def test_only_matrices_decay(data_root, ckpt_path):
