@@ -12,7 +12,7 @@ from hmm import HMM, PHONE_STORE, backward, forward, pair_posterior, posterior, 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """The tensors are tiny: a second thread gains nothing, and costs minutes while other work holds the cores."""
+    """The tensors are tiny: a second thread gains nothing, and waits for a core where other work holds them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -63,13 +63,17 @@ def problem():
     rng = np.random.default_rng(20)
     model = HMM(rng.dirichlet(np.ones(5)), rng.dirichlet(np.ones(5), size=5), rng.dirichlet(np.ones(3), size=5))
     obs = rng.integers(0, 3, 10)
-    return model, obs, all_paths(model, obs)
+    joint = all_paths(model, obs)
+    assert joint.size == 5**10
+    # Only its sums are handed on: pytest would print an array of ten short axes in full when a test fails.
+    one = np.array([keep_axes(joint, t) for t in range(10)])  # (T, N): P(q_t = S_i, O)
+    two = keep_axes(joint, 4, 5)  # (N, N): P(q_5 = S_i, q_6 = S_j, O)
+    return model, obs, joint.sum(), one, two
 
 
 def test_1_1_gamma_is_the_normalised_product(problem):
-    model, obs, joint = problem
-    assert joint.size == 5**10
-    gamma = np.array([keep_axes(joint, t) for t in range(10)]) / joint.sum()  # the definition, (T, N)
+    model, obs, total, one, _ = problem
+    gamma = one / total  # the definition, (T, N)
     alpha, beta = forward(model, obs).plain, backward(model, obs).plain
     options = {
         "A": alpha * beta,
@@ -80,23 +84,23 @@ def test_1_1_gamma_is_the_normalised_product(problem):
     assert [name for name, value in options.items() if np.allclose(value, gamma, rtol=1e-9)] == ["B"]
     for name in "ACD":
         assert np.abs(options[name] - gamma).max() > 0.1, name
-    np.testing.assert_allclose(options["A"], gamma * joint.sum())  # A is the joint probability with O
+    np.testing.assert_allclose(options["A"], one)  # A is the joint probability with O
     np.testing.assert_allclose(posterior(model, obs), gamma)
 
 
 def test_1_2_joint_probability_of_two_states_and_the_observations(problem):
-    model, obs, joint = problem
-    expected = keep_axes(joint, 4, 5)[1, 3]  # P(q_5 = S_2, q_6 = S_4, O), the definition
+    model, obs, total, _, two = problem
+    expected = two[1, 3]  # P(q_5 = S_2, q_6 = S_4, O), the definition
     alpha5, beta6 = forward(model, obs).plain[4, 1], backward(model, obs).plain[5, 3]
     a24, b4 = model.transmat[1, 3], model.emissionprob[3, obs[5]]
     options = {"A": alpha5 * a24, "B": b4 * beta6, "C": alpha5 * a24 * b4, "D": alpha5 * a24 * b4 * beta6}
     assert [name for name, value in options.items() if np.isclose(value, expected, rtol=1e-9)] == ["D"]
     assert min(options[name] for name in "ABC") > 10 * expected
-    assert pair_posterior(model, obs)[4, 1, 3] == pytest.approx(expected / joint.sum())
+    assert pair_posterior(model, obs)[4, 1, 3] == pytest.approx(expected / total)
 
 
 def test_1_2_wrong_options_are_other_probabilities(problem):
-    model, obs, _ = problem
+    model, obs, *_ = problem
     alpha5, beta6 = forward(model, obs).plain[4, 1], backward(model, obs).plain[5, 3]
     a24, b4 = model.transmat[1, 3], model.emissionprob[3, obs[5]]
     five, six = keep_axes(all_paths(model, obs[:5]), 4), keep_axes(all_paths(model, obs[:6]), 4, 5)
