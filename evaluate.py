@@ -6,8 +6,8 @@ With --out FILE.md, the table and the poems are written into that file, between 
 `<!-- /ablation -->` if it has them (the rest of the file stays as it is), with the picture beside it.
 """
 
-import csv
 import json
+import math
 import re
 import shlex
 import sys
@@ -15,18 +15,18 @@ from pathlib import Path
 
 from cli import ArgumentParser, UserError, atomic_write, number, run
 from model import load_model
+from runlog import plot_curves, read_log
 from sample import sample_texts
-from train import plot_curves
 
 BEGIN, END = "<!-- ablation -->", "<!-- /ablation -->"
 
 
 RESULT_COLUMNS = {
     "train_loss": "{:.3f}",
-    "best_val_loss": "{:.3f}",
-    "best_perplexity": "{:.1f}",
-    "final_val_loss": "{:.3f}",
-    "final_perplexity": "{:.1f}",
+    "poem_val_loss": "{:.3f}",
+    "poem_perplexity": "{:.1f}",
+    "stream_val_loss": "{:.3f}",
+    "stream_perplexity": "{:.1f}",
     "iters": "{:.0f}",
     "seconds": "{:.0f}",
     "tokens_per_second": "{:,.0f}",
@@ -38,10 +38,9 @@ def read_run(folder: Path) -> tuple[dict, list[dict]]:
     """The figures of a finished run, from result.json, and the rows of its log.csv. Raises UserError if it has none."""
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
-        with (folder / "log.csv").open(encoding="utf-8", newline="") as file:
-            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        rows = read_log(folder / "log.csv")
         result["train_loss"] = rows[-1]["train_loss"]
-        return {key: float(result[key]) for key in RESULT_COLUMNS}, rows
+        return {key: float(result.get(key, math.nan)) for key in RESULT_COLUMNS}, rows
     except FileNotFoundError as error:
         raise UserError(f"no finished run in {folder} ({error.filename}): run train.py --ckpt_path {folder}") from None
     except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -37,6 +37,9 @@ class GPTConfig:
     dropout: float = 0.0
     no_pos: bool = False
     no_res: bool = False
+    # The token ids of "\n+++" if every window of the training began at a title line: sampling then begins a new window
+    # where they occur. Empty if the windows began anywhere.
+    title: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
@@ -87,8 +90,8 @@ class MultiHeadAttention(nn.Module):
         q, k, v = q.view(B, L, h, d), k.view(B, L, h, d), v.view(B, L, h, d)
         # Step 3.1: heads before positions
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, h, L, d)
-        # Step 3.2 - 3.6
-        if need_weights:
+        # Step 3.2 - 3.6. On a CPU, the fused operation's gradient in bfloat16 takes three times as long as these steps.
+        if need_weights or (q.dtype == torch.bfloat16 and q.device.type == "cpu"):
             out, weights = attention(q, k, v, mask, dropout)
         else:  # its mask has the opposite sense: True where a position may look
             out, weights = F.scaled_dot_product_attention(q, k, v, ~mask, dropout), None
@@ -162,6 +165,12 @@ class GPT(nn.Module):
         Returns the logits (B, L, V), at each position the scores of the next token before the softmax, and a list with
         the attention weights (B, h, L, L) of each layer, empty unless `need_weights`.
         """
+        x, attn_weights = self.features(U, need_weights)  # Step 1 - 5
+        # Step 6: the linear head; the softmax is in the loss
+        return self.head(x), attn_weights
+
+    def features(self, U: Tensor, need_weights: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """All but the head: (B, L) token ids -> (B, L, C) after the last LayerNorm, and the attention weights."""
         L = U.size(1)
         # Step 1: the positions 0, 1, …, L-1
         positions = torch.arange(L, dtype=torch.long, device=U.device)
@@ -178,8 +187,8 @@ class GPT(nn.Module):
             x, weights = layer(x, mask, need_weights)
             if need_weights:
                 attn_weights.append(weights)
-        # Step 6: LayerNorm and the linear head; the softmax is in the loss
-        return self.head(self.norm(x)), attn_weights
+        # Step 6 begins: LayerNorm
+        return self.norm(x), attn_weights
 
     @property
     def device(self) -> torch.device:
@@ -213,20 +222,59 @@ def sample_next(
     return ids.gather(-1, torch.multinomial(probs, 1, generator=generator)).squeeze(-1)
 
 
-@torch.inference_mode()
-def generate(model: GPT, prompt: Tensor, max_new_tokens: int, **sampling) -> Iterator[Tensor]:
-    """Continues prompts (B, T) of token ids; yields the (B,) next ids, max_new_tokens times.
+class Context:
+    """The part of a growing text that the model sees, as it saw texts in training; at most max_seq_len tokens.
 
-    The model sees the last max_seq_len tokens. `sampling` goes to sample_next().
+    Trained on windows that begin anywhere: the last max_seq_len tokens. Trained on windows that begin at title lines
+    (config.title): what follows the newest title mark; past the window, the older half is dropped, again and again.
+    """
+
+    def __init__(self, config: GPTConfig, prompt: list[int]):
+        self.config, self.ids = config, []
+        self.tail = list(config.title[:1])  # the newest tokens; a title line begins the text or follows a line end
+        for token in prompt:
+            self.append(token)
+
+    def append(self, token: int) -> None:
+        title, size = self.config.title, self.config.max_seq_len
+        if title:
+            self.tail = [*self.tail, token][-len(title) :]
+            if tuple(self.tail) == title:
+                self.ids = list(title[1:])[-size:]
+                return
+            if not self.ids and token == title[0]:
+                return  # no window begins with a line end
+        self.ids.append(token)
+        if len(self.ids) > size:
+            self.ids = self.ids[size // 2 if title and size > 1 else 1 :]
+
+
+@torch.inference_mode()
+def generate(model: GPT, prompts: list[list[int]], max_new_tokens: int, **sampling) -> Iterator[Tensor]:
+    """Continues B prompts of token ids; yields the (B,) next ids, max_new_tokens times.
+
+    `sampling` goes to sample_next().
     """
     model.eval()
-    ids = prompt
+    contexts = [Context(model.config, prompt) for prompt in prompts]
     for _ in range(max_new_tokens):
-        ids = ids[:, -model.config.max_seq_len :]
-        logits, _ = model(ids)
-        next_ids = sample_next(logits[:, -1], **sampling)
+        next_ids = sample_next(next_logits(model, [context.ids for context in contexts]), **sampling)
         yield next_ids
-        ids = torch.cat((ids, next_ids[:, None]), dim=1)
+        for context, token in zip(contexts, next_ids.tolist(), strict=True):
+            context.append(token)
+
+
+def next_logits(model: GPT, contexts: list[list[int]]) -> Tensor:
+    """The logits (B, V) of the token that follows each of B contexts, of any lengths up to max_seq_len."""
+    last = torch.tensor([max(len(ids), 1) - 1 for ids in contexts], device=model.device)
+    # What stands to the right of a context's end is never seen from it, so any padding will do
+    padded = [ids + [0] * (int(last.max()) + 1 - len(ids)) for ids in contexts]
+    features, _ = model.features(torch.tensor(padded, device=model.device))
+    logits = model.head(features[torch.arange(len(contexts)), last])
+    for row in (row for row, ids in enumerate(contexts) if not ids):  # each window begins with a title mark
+        logits[row] = -math.inf
+        logits[row, model.config.title[1]] = 0.0
+    return logits
 
 
 def save_checkpoint(path: Path, model: GPT, vocabulary: Vocabulary, **extra) -> None:
@@ -253,7 +301,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> tuple[GPT
     file = path.open("rb")
     try:
         checkpoint = torch.load(file, map_location=device, weights_only=True)
-        config = GPTConfig(**checkpoint["config"])
+        config = GPTConfig(**{**checkpoint["config"], "title": tuple(checkpoint["config"]["title"])})
         vocabulary = Vocabulary(**checkpoint["vocabulary"])
         weights = checkpoint["model"]
         if len(vocabulary) != config.vocab_size or f"layers.{config.n_layer - 1}.attention.out.weight" not in weights:
@@ -273,13 +321,3 @@ def load_model(ckpt_path: str | Path, device: str | torch.device = "cpu") -> tup
     """The best model of a training run, ready to use, and its vocabulary. Raises UserError if there is none."""
     model, vocabulary, _ = load_checkpoint(Path(ckpt_path) / "best.pt", device)
     return model.eval(), vocabulary
-
-
-def choose_device(name: str) -> torch.device:
-    """'auto', 'cpu', 'cuda' or 'mps' → a device that is there. Raises UserError if the machine has none such."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, present in available.items() if present)
-    if not available[name]:
-        raise UserError(f"--device {name}: there is no such device here; use --device cpu or auto")
-    return torch.device(name)

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from cli import ArgumentParser, UserError, number, run
-from model import GPT, choose_device, generate, load_model
+from device import choose_device
+from model import GPT, generate, load_model
 from prepare import DEFAULT_DATA_ROOT, Vocabulary, load_vocabulary
 
 SEPARATOR = "-" * 15
@@ -59,8 +60,7 @@ def sample_texts(
     """`num_samples` continuations of `start`, with `start` at their head. The same seed gives the same texts."""
     sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     generator = torch.Generator(model.device).manual_seed(seed)
-    prompt = torch.from_numpy(vocabulary.encode(start).astype("int64")).to(model.device)
-    prompts = prompt.expand(num_samples, -1)
+    prompts = [vocabulary.encode(start).tolist()] * num_samples
     steps = list(generate(model, prompts, max_new_tokens, generator=generator, **sampling))
     if not steps:
         return [start] * num_samples

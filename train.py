@@ -11,7 +11,6 @@ Writes into CKPT_PATH:
 Perplexity is e^loss: among how many equally likely characters the model is, on average, undecided.
 """
 
-import csv
 import json
 import math
 import platform
@@ -28,37 +27,26 @@ import torch
 from tqdm import tqdm
 
 from cli import ArgumentParser, UserError, atomic_write, number, run
-from model import GPT, PRESETS, GPTConfig, choose_device, load_checkpoint, save_checkpoint
+from device import choose_device, choose_dtype, keep_large_blocks
+from loss import head_loss, perplexity
+from model import GPT, PRESETS, GPTConfig, load_checkpoint, save_checkpoint
+from optim import make_optimizers
 from prepare import DEFAULT_DATA_ROOT, load_dataset
-from windows import Windows, loss_function, perplexity, validation_loss
+from runlog import LOG_FIELDS, log_line, plot_curves, write_log
+from windows import PoemWindows, Windows, poem_loss, stream_loss, title_ids
 
-LOG_FIELDS = [
-    "iter",
-    "lr",
-    "train_loss",
-    "train_perplexity",
-    "val_loss",
-    "val_perplexity",
-    "grad_norm",
-    "tokens_per_second",
+SAME_ON_RESUME = [
+    *("model", "n_layer", "n_head", "n_embd", "dropout", "no_pos", "no_res", "max_seq_len", "batchsize", "seed"),
+    *("windows", "optimizer", "lr", "muon_lr", "weight_decay", "warmup_iters", "grad_clip"),
 ]
 RUN_FILES = ["config.json", "log.csv", "loss&perplexity.jpg", "best.pt", "last.pt", "result.json"]
 
 
-def make_optimizer(model: GPT, lr: float, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019); only matrices decay, not biases and norms."""
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    others = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=model.device.type in ("cpu", "cuda"))
-
-
-def learning_rate(iteration: int, args) -> float:
-    """Linear warm-up to args.lr, then a cosine down to a tenth of it at the last iteration."""
-    if iteration < args.warmup_iters:
-        return args.lr * (iteration + 1) / args.warmup_iters
-    progress = (iteration - args.warmup_iters) / max(1, args.iters - args.warmup_iters)
-    return args.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress))))
+def schedule(iteration: int, iters: int, warmup_iters: int) -> float:
+    """What the learning rates are multiplied by: linear from 0 to 1 in warmup_iters, and linear to 0 at the end."""
+    if iteration < warmup_iters:
+        return (iteration + 1) / warmup_iters
+    return (iters - iteration) / max(1, iters - warmup_iters)
 
 
 class Trainer:
@@ -68,11 +56,17 @@ class Trainer:
         self.args = args
         self.folder = Path(args.ckpt_path)
         self.device = choose_device(args.device)
+        self.dtype = choose_dtype(args.dtype, self.device)
         self.vocabulary, train_tokens, self.val_tokens = load_dataset(args.data_root)
-        self.windows = Windows(train_tokens, args.max_seq_len, args.seed)
+        title = title_ids(self.vocabulary)
+        poems = PoemWindows.of(train_tokens, title, args.max_seq_len)
+        self.val_poems = PoemWindows.of(self.val_tokens, title, args.max_seq_len)
+        self.by_poem = use_poem_windows(args.windows, len(poems), len(self.val_poems))
+        self.windows = Windows(train_tokens, args.max_seq_len, args.seed, poems if self.by_poem else None)
         torch.manual_seed(args.seed)
-        self.model = GPT(model_config(args, len(self.vocabulary))).to(self.device)
-        self.optimizer = make_optimizer(self.model, args.lr, args.weight_decay)
+        config = model_config(args, len(self.vocabulary), title if self.by_poem else ())
+        self.model = GPT(config).to(self.device)
+        self.optimizers = make_optimizers(self.model, args.lr, args.muon_lr, args.weight_decay, args.optimizer)
         self.iteration = 0
         self.best_loss = math.inf
         self.seconds = 0.0  # of training alone, without evaluation
@@ -89,7 +83,8 @@ class Trainer:
             if name in SAME_ON_RESUME and value != getattr(self.args, name):
                 raise UserError(f"--{name} {getattr(self.args, name)} contradicts {path}, which has {value}")
         self.model.load_state_dict(model.state_dict())
-        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
         torch.set_rng_state(checkpoint["rng"].cpu())
         for name in ("iteration", "best_loss", "seconds", "rows", "recent"):
             setattr(self, name, checkpoint[name])
@@ -100,7 +95,7 @@ class Trainer:
     def save_last(self) -> None:
         self.save(
             "last.pt",
-            optimizer=self.optimizer.state_dict(),
+            optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
             rng=torch.get_rng_state(),
             args=vars(self.args),
             best_loss=self.best_loss,
@@ -112,10 +107,14 @@ class Trainer:
     def step(self) -> tuple[float, float]:
         """One iteration; returns its loss and the norm of its gradient. Raises UserError if the loss is not finite."""
         start = time.perf_counter()
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.iteration, self.args)
+        rate = schedule(self.iteration, self.args.iters, self.args.warmup_iters)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["base_lr"]
         inputs, targets = (x.to(self.device) for x in self.windows.batch(self.iteration, self.args.batchsize))
-        loss = loss_function(self.model(inputs)[0], targets)
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            features, _ = self.model.features(inputs)
+        loss = head_loss(features, self.model.head.weight, targets, self.dtype)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.grad_clip).item()
         value = loss.item()
@@ -124,8 +123,9 @@ class Trainer:
                 f"the loss is {value}, its gradient's norm {norm} at iteration {self.iteration}: lower --lr; "
                 f"the last good checkpoint is in {self.folder}"
             )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.model.zero_grad(set_to_none=True)
         self.iteration += 1
         self.seconds += time.perf_counter() - start
         self.recent.append(value)
@@ -133,14 +133,13 @@ class Trainer:
 
     def evaluate(self, norm: float) -> dict:
         """Measures, logs, draws and saves; returns the new row of the log."""
-        val_loss = validation_loss(
-            self.model, self.val_tokens, self.args.batchsize, self.args.eval_iters * self.args.batchsize
-        )
+        windows = self.args.eval_iters * self.args.batchsize
+        val_loss = self.poem_loss(self.model, windows) if self.by_poem else self.stream_loss(self.model, windows)
         train_loss = sum(self.recent) / len(self.recent)
         tokens = self.args.batchsize * self.args.max_seq_len
         row = {
             "iter": self.iteration,
-            "lr": learning_rate(self.iteration - 1, self.args),
+            "lr": self.optimizers[0].param_groups[0]["lr"],
             "train_loss": train_loss,
             "train_perplexity": perplexity(train_loss),
             "val_loss": val_loss,
@@ -148,6 +147,8 @@ class Trainer:
             "grad_norm": norm,
             "tokens_per_second": tokens * self.iteration / self.seconds,
         }
+        if self.iteration == self.args.iters:
+            row.update(self.whole_losses(self.model))
         self.rows.append(row)
         self.recent = []
         if val_loss < self.best_loss:
@@ -158,19 +159,40 @@ class Trainer:
         plot_curves({"": self.rows}, self.folder / "loss&perplexity.jpg")
         return row
 
+    def poem_loss(self, model: GPT, max_windows: int | None = None) -> float:
+        """Mean loss of the validation split's poems, or of max_windows windows evenly spread over them."""
+        poems, count = self.val_poems, min(max_windows or len(self.val_poems), len(self.val_poems))
+        return poem_loss(model, self.val_tokens, poems[np.arange(count) * len(poems) // count], self.args.batchsize)
+
+    def stream_loss(self, model: GPT, max_windows: int | None = None) -> float:
+        return stream_loss(model, self.val_tokens, self.args.batchsize, max_windows)
+
+    def whole_losses(self, model: GPT) -> dict[str, float]:
+        """Both measures over the whole validation split; that of poems is empty for a text without titles."""
+        stream = self.stream_loss(model)
+        measures = {"stream_val_loss": stream, "stream_perplexity": perplexity(stream)}
+        if len(self.val_poems):
+            poem = self.poem_loss(model)
+            measures |= {"poem_val_loss": poem, "poem_perplexity": perplexity(poem)}
+        return measures
+
     def result(self) -> dict:
-        """The losses over the whole validation split, and the cost of the run."""
-        final = validation_loss(self.model, self.val_tokens, self.args.batchsize)
+        """The losses over the whole validation split, and the cost of the run. best.pt is measured, and last.pt.
+
+        val_loss without more is the measure that the run trains for: of poems, or of the stream.
+        """
         best_model, _, checkpoint = load_checkpoint(self.folder / "best.pt", self.device)
-        best = final
-        if checkpoint["iteration"] != self.iteration:
-            best = validation_loss(best_model, self.val_tokens, self.args.batchsize)
+        final = {name: value for name, value in self.rows[-1].items() if name in LOG_FIELDS[-4:]}
+        best = final if checkpoint["iteration"] == self.iteration else self.whole_losses(best_model)
+        own = "poem" if self.by_poem else "stream"
         tokens = self.iteration * self.args.batchsize * self.args.max_seq_len
         return {
-            "best_val_loss": best,
-            "best_perplexity": perplexity(best),
-            "final_val_loss": final,
-            "final_perplexity": perplexity(final),
+            "windows": own,
+            "best_val_loss": best[f"{own}_val_loss"],
+            "best_perplexity": best[f"{own}_perplexity"],
+            "final_val_loss": final[f"{own}_val_loss"],
+            "final_perplexity": final[f"{own}_perplexity"],
+            **best,
             "iters": self.iteration,
             "tokens": tokens,
             "seconds": self.seconds,
@@ -212,6 +234,13 @@ SAME_ON_RESUME = [
 ]
 
 
+def use_poem_windows(wanted: str, train_poems: int, val_poems: int) -> bool:
+    """What --windows means for a text with so many poems. Raises UserError if it asks for poems and there are none."""
+    if wanted == "poem" and not (train_poems and val_poems):
+        raise UserError("--windows poem: this text has no +++ titles in both splits; use --windows stream")
+    return wanted != "stream" and train_poems > 0 and val_poems > 0
+
+
 @contextmanager
 def deferred_interrupt() -> Iterator[list]:
     """Ctrl-C fills the list that this yields, so that the iteration under way can end; a second one ends it all."""
@@ -228,49 +257,11 @@ def deferred_interrupt() -> Iterator[list]:
         signal.signal(signal.SIGINT, previous)
 
 
-def log_line(row: dict) -> str:
-    return (
-        f"iter {row['iter']:6d} | loss {row['train_loss']:.4f} | val loss {row['val_loss']:.4f} | "
-        f"perplexity {row['train_perplexity']:7.1f} | val perplexity {row['val_perplexity']:7.1f} | "
-        f"norm {row['grad_norm']:.2f} | lr {row['lr']:.2e} | {row['tokens_per_second']:,.0f} tok/s"
-    )
-
-
-def write_log(path: Path, rows: list[dict]) -> None:
-    with atomic_write(path, "w") as file:
-        writer = csv.DictWriter(file, LOG_FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-
-
-def plot_curves(runs: dict[str, list[dict]], path: Path) -> None:
-    """Draws loss and perplexity, training dashed and validation solid, of {name of a run: rows of its log}."""
-    from matplotlib.figure import Figure  # not pyplot: no window system is touched; and here, for it takes a while
-
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    for axes, measure in zip(figure.subplots(1, 2), ("loss", "perplexity"), strict=True):
-        for color, (name, rows) in enumerate(runs.items()):
-            iters = [float(row["iter"]) for row in rows]
-            for split, style in (("train", "--"), ("val", "-")):
-                values = [float(row[f"{split}_{measure}"]) for row in rows]
-                label = f"{name} {split}" if name else {"train": "train", "val": "validation"}[split]
-                one_run = "C0" if split == "train" else "C1"
-                axes.plot(iters, values, style, color=f"C{color}" if name else one_run, label=label, marker=".")
-        axes.set(xlabel="iteration", ylabel={"loss": "cross entropy (nats a character)"}.get(measure, measure))
-        axes.set_title(measure)
-        if measure == "perplexity":
-            axes.set_yscale("log")
-        axes.grid(alpha=0.3, which="both")
-        axes.legend()
-    with atomic_write(path) as file:
-        figure.savefig(file, format=path.suffix.lstrip("."), dpi=120)
-
-
-def model_config(args, vocab_size: int) -> GPTConfig:
+def model_config(args, vocab_size: int, title: tuple[int, ...] = ()) -> GPTConfig:
     """The preset that --model names, with what the other flags override."""
     sizes = {**PRESETS[args.model]}
     sizes.update({name: getattr(args, name) for name in sizes if getattr(args, name) is not None})
-    return GPTConfig(vocab_size, args.max_seq_len, **sizes, no_pos=args.no_pos, no_res=args.no_res)
+    return GPTConfig(vocab_size, args.max_seq_len, **sizes, no_pos=args.no_pos, no_res=args.no_res, title=title)
 
 
 def prepare_folder(args) -> None:
@@ -291,9 +282,14 @@ def prepare_folder(args) -> None:
                 (folder / name).unlink()
 
 
+WINDOWS_HELP = "where samples begin: at title lines (poem), anywhere (stream); auto: poem if the text has +++ titles"
+OPTIMIZER_HELP = "muon: Muon for the layers' matrices, AdamW for the rest; adamw: AdamW for all (then use --lr 0.003)"
+DTYPE_HELP = "type of the large products; auto: bfloat16 where a short measurement finds it faster"
+
+
 def parse_args(args=None):
     parser = ArgumentParser(__doc__)
-    positive = number(int, 1)
+    positive, rate = number(int, 1), number(float, 0)
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
     parser.add_argument("--ckpt_path", default="workdirs/quansongci", help="the folder for this run's files")
     parser.add_argument("--resume", action="store_true", help="go on with the run in CKPT_PATH")
@@ -314,10 +310,14 @@ def parse_args(args=None):
     group = parser.add_argument_group("training")
     group.add_argument("--iters", type=positive, default=2000, help="number of iterations")
     group.add_argument("--batchsize", type=positive, default=16, help="sequences B in an iteration")
-    group.add_argument("--lr", type=number(float, 0), default=1e-3, help="learning rate at its highest")
+    group.add_argument("--windows", default="auto", choices=["auto", "poem", "stream"], help=WINDOWS_HELP)
+    group.add_argument("--optimizer", default="muon", choices=["adamw", "muon"], help=OPTIMIZER_HELP)
+    group.add_argument("--lr", type=rate, default=0.01, help="AdamW's learning rate at its highest")
+    group.add_argument("--muon_lr", type=rate, default=0.02, help="Muon's learning rate at its highest")
     group.add_argument("--warmup_iters", type=number(int, 0), default=100, help="iterations of linear warm-up")
-    group.add_argument("--weight_decay", type=number(float, 0), default=0.1, help="of the weight matrices")
-    group.add_argument("--grad_clip", type=number(float, 0), default=1.0, help="largest norm of the gradient")
+    group.add_argument("--weight_decay", type=rate, default=0.1, help="of the weight matrices")
+    group.add_argument("--grad_clip", type=rate, default=1.0, help="largest norm of the gradient")
+    group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help=DTYPE_HELP)
     group.add_argument("--eval_interval", type=positive, default=100, help="iterations between evaluations")
     group.add_argument("--eval_iters", type=positive, default=20, help="batches of validation text in an evaluation")
     args = parser.parse_args(args)
@@ -328,18 +328,21 @@ def parse_args(args=None):
 
 def main() -> None:
     args = parse_args()
+    keep_large_blocks()
     trainer = Trainer(args)
     prepare_folder(args)
     if args.resume:
         trainer.resume()
     print(" ".join(f"--{name} {value}" for name, value in vars(args).items() if value not in (None, False)))
     sizes = ", ".join(f"{name} {value}" for name, value in asdict(trainer.model.config).items())
-    print(f"{trainer.model.num_parameters():,} parameters on {trainer.device}: {sizes}")
+    print(f"{trainer.model.num_parameters():,} parameters on {trainer.device}, {trainer.dtype}: {sizes}")
     trainer.train()
     result = trainer.result()
     with atomic_write(trainer.folder / "result.json", "w") as file:
         json.dump(result, file, indent=2)
-    print(f"whole validation split: loss {result['final_val_loss']:.4f}, perplexity {result['final_perplexity']:.2f}")
+    for measure in [name for name in ("poem", "stream") if f"{name}_val_loss" in result]:
+        loss = result[f"{measure}_val_loss"]
+        print(f"whole validation split, by {measure}: loss {loss:.4f}, perplexity {perplexity(loss):.2f}")
     print(f"{result['seconds']:.0f} s of training, {result['tokens_per_second']:,.0f} tokens/s; see {trainer.folder}")
 
 

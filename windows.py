@@ -1,6 +1,11 @@
-"""How a text is cut into windows of max_seq_len tokens: for training, and for measuring the loss."""
+"""How a text is cut into windows of max_seq_len tokens: for training, and for measuring the loss.
 
-import math
+A *stream* window begins anywhere. A *poem* window begins at the title line of a poem and, for a poem that is longer,
+at every multiple of half a window from there. So a learned position counts the characters of the poem; and sampling
+goes on past the window in the same way, by dropping the older half.
+"""
+
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,75 +13,135 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cli import UserError
+from loss import IGNORE
 from model import GPT
+from prepare import Vocabulary
+
+TITLE = "\n+++"
+
+
+def title_ids(vocabulary: Vocabulary) -> tuple[int, ...]:
+    """The token ids of a line end and the mark of a title line; empty if the vocabulary lacks them."""
+    return tuple(vocabulary.encode(TITLE).tolist()) if set(TITLE) <= set(vocabulary.chars) else ()
+
+
+def poem_starts(tokens: np.ndarray, title: tuple[int, ...]) -> np.ndarray:
+    """The places in `tokens` where a title line begins."""
+    if not title or len(tokens) < len(title):
+        return np.zeros(0, dtype=np.int64)
+    newline, *mark = title
+    found = np.ones(len(tokens) - len(mark) + 1, dtype=bool)
+    for i, token in enumerate(mark):
+        found &= tokens[i : len(found) + i] == token
+    found[1:] &= tokens[: len(found) - 1] == newline
+    return np.flatnonzero(found)
+
+
+@dataclass(frozen=True)
+class PoemWindows:
+    """The windows of all the poems in a text, as arrays of the same length."""
+
+    start: np.ndarray  # place of the first input
+    scored: np.ndarray  # how many of the first predictions an earlier window of the poem has made already
+    length: np.ndarray  # how many predictions belong to the poem; what comes after them is the next poem
+
+    @classmethod
+    def of(cls, tokens: np.ndarray, title: tuple[int, ...], seq_len: int) -> "PoemWindows":
+        starts = poem_starts(tokens, title)
+        ends = np.append(starts, len(tokens))[1:]
+        half = max(1, seq_len // 2)
+        # A window more for each half window of characters that the first has not predicted
+        counts = 1 + np.maximum(0, -(-(ends - starts - 1 - seq_len) // half))
+        nth = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # 0, 1, … within each poem
+        start = np.repeat(starts, counts) + half * nth
+        length = np.minimum(seq_len, np.repeat(ends, counts) - 1 - start)
+        return cls(start, np.where(nth > 0, seq_len - half, 0), length)
+
+    def __len__(self) -> int:
+        return len(self.start)
+
+    def __getitem__(self, index) -> "PoemWindows":
+        return PoemWindows(self.start[index], self.scored[index], self.length[index])
+
+
+def poem_loss(model: GPT, tokens: np.ndarray, windows: PoemWindows, batchsize: int) -> float:
+    """Mean loss in nats a character of the poems, each character predicted once."""
+    total, count = 0.0, 0
+    for i in range(0, len(windows), batchsize):
+        batch = windows[i : i + batchsize]
+        inputs, targets = stack_windows(tokens, batch.start, model.config.max_seq_len)
+        place = np.arange(model.config.max_seq_len)
+        outside = (place < batch.scored[:, None]) | (place >= batch.length[:, None])
+        total += loss_sum(model, inputs, targets.masked_fill(torch.from_numpy(outside), IGNORE))
+        count += int((~outside).sum())
+    return total / count
+
+
+def stream_loss(model: GPT, tokens: np.ndarray, batchsize: int, max_windows: int | None = None) -> float:
+    """Mean loss in nats a token over consecutive windows, each token once; or over max_windows of them, evenly spread.
+
+    tokens: (n,) ids, n >= 2. Perplexity is e to the power of this.
+    """
+    length = model.config.max_seq_len
+    starts = np.arange(0, len(tokens) - 1, length)
+    if max_windows is not None and max_windows < len(starts):
+        starts = starts[np.arange(max_windows) * len(starts) // max_windows]
+    total, count = 0.0, 0
+    for i in range(0, len(starts), batchsize):
+        inputs, targets = stack_windows(tokens, starts[i : i + batchsize], length)
+        total += loss_sum(model, inputs, targets)
+        count += int((targets != IGNORE).sum())
+    return total / count
+
+
+@torch.inference_mode()
+def loss_sum(model: GPT, inputs: Tensor, targets: Tensor) -> float:
+    """The sum of the losses at the targets that count, without dropout."""
+    training = model.training
+    model.eval()
+    logits, _ = model(inputs.to(model.device))
+    model.train(training)
+    targets = targets.to(model.device).flatten()
+    return F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORE, reduction="sum").item()
+
+
+def stack_windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
+    """Inputs and targets (B, length) from the places in `tokens`; past the end of these, targets are IGNORE."""
+    places = np.asarray(starts)[:, None] + np.arange(length + 1)
+    windows = tokens[np.minimum(places, len(tokens) - 1)].astype(np.int64)
+    inputs, targets = windows[:, :-1], np.where(places[:, 1:] < len(tokens), windows[:, 1:], IGNORE)
+    return torch.from_numpy(inputs.copy()), torch.from_numpy(targets)
 
 
 class Windows:
-    """Training samples: windows of seq_len tokens and, as targets, the same shifted by one.
+    """Training samples, drawn without replacement: each epoch takes all windows, in a fresh order.
 
-    Drawn without replacement: each epoch cuts the text anew, at a fresh offset, and goes through its windows in a fresh
-    order. All is a function of the seed and the sample's number, so a resumed run needs no more than its iteration.
+    Stream windows are also cut anew in each epoch, at a fresh offset. All is a function of the seed and the sample's
+    number, so a resumed run needs no more than its iteration.
     """
 
-    def __init__(self, tokens: np.ndarray, seq_len: int, seed: int):
+    def __init__(self, tokens: np.ndarray, seq_len: int, seed: int, poems: PoemWindows | None = None):
         if len(tokens) <= seq_len:
             raise UserError(f"the training split has {len(tokens)} characters: too few for --max_seq_len {seq_len}")
-        self.tokens, self.seq_len, self.seed = tokens, seq_len, seed
-        self.per_epoch = max(1, (len(tokens) - seq_len) // seq_len)
+        self.tokens, self.seq_len, self.seed, self.poems = tokens, seq_len, seed, poems
+        self.per_epoch = max(1, (len(tokens) - seq_len) // seq_len) if poems is None else len(poems)
         self.epoch, self.starts = -1, None
 
     def batch(self, iteration: int, batchsize: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets (batchsize, seq_len) of the iteration, counted from 0."""
         samples = range(iteration * batchsize, (iteration + 1) * batchsize)
-        return stack_windows(self.tokens, [self._start(sample) for sample in samples], self.seq_len)
+        return stack_windows(self.tokens, np.array([self._start(sample) for sample in samples]), self.seq_len)
 
     def _start(self, sample: int) -> int:
         epoch, place = divmod(sample, self.per_epoch)
         if epoch != self.epoch:
-            rng = np.random.default_rng((self.seed, epoch))
-            slack = len(self.tokens) - 1 - self.per_epoch * self.seq_len
-            offset = rng.integers(min(slack, self.seq_len - 1) + 1)
-            self.starts = offset + self.seq_len * rng.permutation(self.per_epoch)
-            self.epoch = epoch
+            self.starts, self.epoch = self._starts_of(epoch), epoch
         return int(self.starts[place])
 
-
-def stack_windows(tokens: np.ndarray, starts: list[int], length: int) -> tuple[Tensor, Tensor]:
-    """Inputs and targets (B, length) from the places in `tokens`."""
-    windows = np.stack([tokens[start : start + length + 1] for start in starts]).astype(np.int64)
-    return torch.from_numpy(windows[:, :-1]), torch.from_numpy(windows[:, 1:])
-
-
-@torch.inference_mode()
-def validation_loss(model: GPT, tokens: np.ndarray, batchsize: int, max_windows: int | None = None) -> float:
-    """Mean loss in nats a token over consecutive windows, each token once; or over max_windows of them, evenly spread.
-
-    tokens: (n,) ids, n >= 2. Perplexity is e to the power of this.
-    """
-    model.eval()
-    length = model.config.max_seq_len
-    starts = list(range(0, len(tokens) - length, length))
-    if max_windows is not None and max_windows < len(starts):
-        starts = [starts[i * len(starts) // max_windows] for i in range(max_windows)]
-        rest = []
-    else:  # what is left after the last whole window
-        rest = [(len(starts) * length, len(tokens) - 1 - len(starts) * length)]
-    pieces = [(starts[i : i + batchsize], length) for i in range(0, len(starts), batchsize)]
-    pieces += [([start], size) for start, size in rest if size > 0]
-    total, count = 0.0, 0
-    for piece, size in pieces:
-        inputs, targets = (x.to(model.device) for x in stack_windows(tokens, piece, size))
-        total += loss_function(model(inputs)[0], targets, reduction="sum").item()
-        count += targets.numel()
-    model.train()
-    return total / count
-
-
-def loss_function(logits: Tensor, targets: Tensor, reduction: str = "mean") -> Tensor:
-    """Cross entropy of the logits (B, L, V) with the targets (B, L)."""
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction=reduction)
-
-
-def perplexity(loss: float) -> float:
-    """e^loss; infinite where a float cannot hold it."""
-    return math.exp(loss) if loss < 709 else math.inf
+    def _starts_of(self, epoch: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, epoch))
+        if self.poems is not None:
+            return rng.permutation(self.poems.start)
+        slack = len(self.tokens) - 1 - self.per_epoch * self.seq_len
+        offset = rng.integers(min(slack, self.seq_len - 1) + 1)
+        return offset + self.seq_len * rng.permutation(self.per_epoch)

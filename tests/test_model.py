@@ -245,21 +245,49 @@ def test_a_token_is_drawn_from_the_distribution_that_the_controls_define(samplin
     torch.testing.assert_close(frequencies(**sampling), torch.tensor(expected).float(), atol=0.015, rtol=0)
 
 
-def test_greedy_generation_continues_with_the_likeliest_token_past_the_window_too():
-    config = SIZES[0]
-    model = make(config)
-    ids = token_ids(config, batch=2, length=5)
-    steps = list(generate(model, ids, 30, temperature=0))
-    assert len(steps) == 30
-    for step in steps:
+def continued(model, ids: list[int], steps: int, window) -> list[int]:
+    """Greedy continuation by the definition: window(ids) is what the model sees of them."""
+    for _ in range(steps):
         with torch.no_grad():
-            expected = model(ids[:, -config.max_seq_len :])[0][:, -1].argmax(-1)
-        assert torch.equal(step, expected)
-        ids = torch.cat((ids, step[:, None]), dim=1)
+            ids = [*ids, model(torch.tensor([window(ids)]))[0][0, -1].argmax().item()]
+    return ids
+
+
+def test_greedy_generation_past_the_window_sees_the_last_tokens():
+    model = make(SIZES[0])  # windows of 16
+    prompts = [[3, 4, 5], [7] * 9, list(range(30))]  # decoded together, of any lengths
+    steps = torch.stack(list(generate(model, prompts, 30, temperature=0)), dim=1).tolist()
+    for prompt, new in zip(prompts, steps, strict=True):
+        assert [*prompt, *new] == continued(model, prompt, 30, lambda ids: ids[-16:])
+
+
+def test_generation_of_poems_sees_them_in_the_windows_of_training():
+    """From the newest title mark; past the window, the older half is dropped again and again."""
+    title = (0, 1, 1, 1)
+    model = make(dataclasses.replace(SIZES[0], title=title))
+
+    def window(ids):
+        starts = [i for i in range(len(ids) - 2) if ids[i : i + 3] == [1, 1, 1] and (i == 0 or ids[i - 1] == 0)]
+        ids = ids[starts[-1] :] if starts else ids
+        while len(ids) > 16:
+            ids = ids[8:]
+        return ids
+
+    prompts = [[1, 1, 1, 7, 8, 0], [9, 8, 7], [5, 0, 0, 1, 1, 1, 9], [1, 1, 1, *range(2, 40)]]
+    steps = torch.stack(list(generate(model, prompts, 40, temperature=0)), dim=1).tolist()
+    for prompt, new in zip(prompts, steps, strict=True):
+        assert [*prompt, *new] == continued(model, prompt, 40, window)
+
+
+def test_a_text_of_line_ends_goes_on_with_a_title():
+    model = make(dataclasses.replace(SIZES[0], title=(0, 1, 1, 1)))
+    first, second = list(generate(model, [[0], [0, 0]], 2, temperature=0))
+    assert first.tolist() == [1, 1]
+    assert second.tolist() == [model(torch.tensor([[1]]))[0][0, -1].argmax().item()] * 2
 
 
 def test_a_checkpoint_brings_back_the_model_and_its_vocabulary(tmp_path):
-    for flags in ({}, {"no_pos": True}, {"no_res": True}):
+    for flags in ({}, {"no_pos": True}, {"no_res": True}, {"title": (0, 1, 1, 1)}):
         config = dataclasses.replace(SIZES[0], **flags)
         model, vocabulary = make(config), Vocabulary("".join(map(chr, range(50, 100))), {"a": "b"})
         save_checkpoint(tmp_path / "best.pt", model, vocabulary, iteration=3)

@@ -1,12 +1,16 @@
+import dataclasses
 import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from test_model import SIZES, make
 
 from cli import UserError
-from windows import Windows, loss_function, perplexity, stack_windows, validation_loss
+from model import Context, GPTConfig
+from prepare import Vocabulary
+from windows import PoemWindows, Windows, poem_loss, poem_starts, stack_windows, stream_loss, title_ids
 
 
 @pytest.mark.parametrize("n", [17, 18, 32, 33, 34, 100, 1000])
@@ -46,7 +50,7 @@ def test_a_text_shorter_than_a_window_is_refused():
 
 @pytest.mark.parametrize("n", [2, 10, 24, 25, 26, 49, 200])
 @pytest.mark.parametrize("batchsize", [1, 3])
-def test_the_validation_loss_counts_every_token_once(n, batchsize):
+def test_the_stream_loss_counts_every_token_once(n, batchsize):
     config = SIZES[1]  # windows of 24
     model = make(config)
     tokens = np.random.default_rng(0).integers(config.vocab_size, size=n).astype("<u2")
@@ -54,8 +58,8 @@ def test_the_validation_loss_counts_every_token_once(n, batchsize):
     for start in range(0, n - 1, 24):
         piece = torch.from_numpy(tokens[start : start + 25].astype(np.int64))[None]
         with torch.no_grad():
-            total += loss_function(model(piece[:, :-1])[0], piece[:, 1:], reduction="sum").item()
-    assert math.isclose(validation_loss(model, tokens, batchsize), total / (n - 1), rel_tol=1e-5)
+            total += F.cross_entropy(model(piece[:, :-1])[0][0], piece[0, 1:], reduction="sum").item()
+    assert math.isclose(stream_loss(model, tokens, batchsize), total / (n - 1), rel_tol=1e-5)
 
 
 def test_a_share_of_the_windows_is_spread_evenly(monkeypatch):
@@ -63,9 +67,76 @@ def test_a_share_of_the_windows_is_spread_evenly(monkeypatch):
     monkeypatch.setattr(
         "windows.stack_windows", lambda t, starts, n: seen.extend(starts) or stack_windows(t, starts, n)
     )
-    validation_loss(make(SIZES[1]), np.zeros(24 * 10 + 1, dtype="<u2"), 4, max_windows=5)
+    stream_loss(make(SIZES[1]), np.zeros(24 * 10 + 1, dtype="<u2"), 4, max_windows=5)
     assert seen == [0, 48, 96, 144, 192]
 
 
-def test_perplexity_is_e_to_the_loss():
-    assert perplexity(0) == 1 and math.isclose(perplexity(math.log(50)), 50) and perplexity(1e9) == math.inf
+NEWLINE, PLUS = 0, 1
+TITLE_IDS = (NEWLINE, PLUS, PLUS, PLUS)
+
+
+def poems_of(*lengths: int, before: int = 0) -> tuple[np.ndarray, list[int]]:
+    """Tokens of poems of the given lengths (title mark and two line ends included), and where they start."""
+    rng = np.random.default_rng(0)
+    tokens, starts = rng.integers(2, 90, size=before).tolist() + ([NEWLINE] if before else []), []
+    for length in lengths:
+        starts.append(len(tokens))
+        tokens += [PLUS] * 3 + rng.integers(2, 90, size=length - 5).tolist() + [NEWLINE] * 2
+    return np.array(tokens, dtype="<u2"), starts
+
+
+def test_poems_start_at_title_lines():
+    tokens, starts = poems_of(9, 30, 6, before=4)
+    assert poem_starts(tokens, TITLE_IDS).tolist() == starts
+    assert poem_starts(np.array([1, 1, 1, 5, 1, 1, 1, 0, 1, 1, 0, 1, 1, 1], "<u2"), TITLE_IDS).tolist() == [0, 11]
+    assert poem_starts(tokens, ()).tolist() == [] and poem_starts(tokens[:2], TITLE_IDS).tolist() == []
+
+
+def test_title_ids_need_a_corpus_that_has_them():
+    assert title_ids(Vocabulary("\n+ab")) == (0, 1, 1, 1) and title_ids(Vocabulary("\nab")) == ()
+
+
+@pytest.mark.parametrize("seq_len", [4, 7, 8, 16])
+def test_poem_windows_predict_every_character_once_in_the_windows_that_sampling_uses(seq_len):
+    tokens, starts = poems_of(6, 9, 10, 16, 17, 18, 24, 25, 26, 40, 57, before=3)
+    windows = PoemWindows.of(tokens, TITLE_IDS, seq_len)
+    config = GPTConfig(100, seq_len, title=TITLE_IDS)
+    seen = {}  # predicted place -> the place where its window starts
+    for start, scored, length in zip(windows.start, windows.scored, windows.length, strict=True):
+        for place in range(start + scored, start + length):
+            assert place + 1 not in seen
+            seen[place + 1] = start
+    for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+        context = Context(config, [])
+        for place in range(start, end - 1):
+            context.append(int(tokens[place]))
+            if place - start >= 2:  # the title mark is read: the context is the window so far
+                assert seen.pop(place + 1) == place + 1 - len(context.ids)
+            else:
+                assert seen.pop(place + 1) == start
+    assert not seen
+
+
+def test_the_poem_loss_is_the_mean_over_the_poems_characters():
+    config = dataclasses.replace(SIZES[1], title=TITLE_IDS)
+    model = make(config)
+    tokens, _ = poems_of(9, 30, 25, 60, before=5)
+    windows = PoemWindows.of(tokens, TITLE_IDS, config.max_seq_len)
+    total, count = 0.0, 0
+    for start, scored, length in zip(windows.start, windows.scored, windows.length, strict=True):
+        for place in range(start + scored, start + length):
+            piece = torch.from_numpy(tokens[start : place + 1].astype(np.int64))[None]
+            with torch.no_grad():
+                total -= torch.log_softmax(model(piece)[0][0, -1], -1)[tokens[place + 1]].item()
+            count += 1
+    assert count == 9 + 30 + 25 + 60 - 4
+    assert math.isclose(poem_loss(model, tokens, windows, 3), total / count, rel_tol=1e-5)
+
+
+def test_an_epoch_of_poem_windows_takes_each_once():
+    tokens, _ = poems_of(9, 30, 25, 60, 44)
+    poems = PoemWindows.of(tokens, TITLE_IDS, 16)
+    windows = Windows(tokens, 16, 1, poems)
+    epochs = [[windows._start(epoch * len(poems) + i) for i in range(len(poems))] for epoch in range(3)]
+    assert all(sorted(epoch) == sorted(poems.start) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3

@@ -1,0 +1,55 @@
+"""The machine: which device and which type of numbers to compute with, and how to keep its memory."""
+
+import ctypes
+import time
+from contextlib import suppress
+
+import torch
+
+from cli import UserError
+
+
+def choose_device(name: str) -> torch.device:
+    """'auto', 'cpu', 'cuda' or 'mps' → a device that is there. Raises UserError if the machine has none such."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, present in available.items() if present)
+    if not available[name]:
+        raise UserError(f"--device {name}: there is no such device here; use --device cpu or auto")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """'auto', 'float32' or 'bfloat16' → the type of the large products.
+
+    auto: bfloat16 on a GPU that has it, and on a CPU where a product of the size of the head's is clearly faster so,
+    for there are CPUs that have the type and no speed for it.
+    """
+    if name != "auto":
+        return getattr(torch, name)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    if device.type != "cpu":
+        return torch.float32
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        a, b = torch.ones(1024, 128, dtype=dtype), torch.ones(128, 6000, dtype=dtype)
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            a @ b
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times)
+    return torch.bfloat16 if seconds[torch.bfloat16] < 0.75 * seconds[torch.float32] else torch.float32
+
+
+def keep_large_blocks() -> None:
+    """Tells glibc to reuse large blocks of memory rather than give them back to the system at every free.
+
+    Each iteration frees and takes the same hundreds of megabytes; without this, every page of them is mapped and zeroed
+    again. Elsewhere than on glibc, nothing happens.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: blocks below 1 GiB come from the heap
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: and stay there

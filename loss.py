@@ -1,0 +1,57 @@
+"""The loss of next-character prediction, computed without keeping the logits of a whole batch."""
+
+import math
+
+import torch
+from torch import Tensor
+
+CHUNK_ROWS = 1024  # of logits held at a time: (CHUNK_ROWS, V)
+IGNORE = -100  # a target that does not count, as in torch's own cross entropy
+
+
+def perplexity(loss: float) -> float:
+    """e^loss; infinite where a float cannot hold it."""
+    return math.exp(loss) if loss < 709 else math.inf
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    """Head and cross entropy in one, with the gradient computed beside the value.
+
+    With p = softmax(h Wᵀ), the loss of a row with target y is -ln p_y and its gradient with respect to the logits is
+    p - onehot(y), which is all that the two products for the gradients of h and W need: the logits of a chunk are
+    turned into it in place and forgotten, where separate operations would keep and pass through them several times.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype):
+        count = (targets != IGNORE).sum().clamp(min=1)
+        weight_low = weight.to(dtype)
+        grad_hidden = torch.empty_like(hidden)
+        grad_weight = torch.zeros_like(weight_low)
+        total = torch.zeros((), device=hidden.device)
+        for start in range(0, len(targets), CHUNK_ROWS):
+            rows = slice(start, start + CHUNK_ROWS)
+            h, y = hidden[rows].to(dtype), targets[rows, None]
+            counts = (y != IGNORE).to(dtype)
+            y = y.clamp(min=0)
+            probs = torch.softmax(h @ weight_low.T, dim=-1)  # (rows, V)
+            total -= (probs.gather(1, y).float().clamp(min=1e-30).log() * counts).sum()
+            probs.scatter_add_(1, y, -torch.ones_like(y, dtype=dtype))
+            probs *= counts
+            grad_hidden[rows] = probs @ weight_low
+            grad_weight.addmm_(probs.T, h)
+        ctx.save_for_backward(grad_hidden / count, grad_weight.to(weight.dtype) / count)
+        return total / count
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad, grad_weight * grad, None, None
+
+
+def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Mean cross entropy in nats of the head's logits, hidden @ weight.T, with the targets.
+
+    hidden: (B, L, C), weight: (V, C), targets: (B, L), IGNORE where they do not count; dtype: of the large products.
+    """
+    return _HeadCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), dtype)

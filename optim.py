@@ -1,0 +1,80 @@
+"""The optimiser: Muon for the matrices inside the layers, AdamW for embeddings, biases and norms; and its schedule."""
+
+from collections import defaultdict
+
+import torch
+from torch import Tensor
+
+from model import GPT
+
+
+def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+    """The nearest matrices with singular values about 1, by Newton–Schulz iteration (Jordan et al. 2024).
+
+    matrices: (N, rows, columns), all of them iterated at once. Each step applies the odd polynomial
+    3.4445 x - 4.775 x³ + 2.0315 x⁵ to the singular values, which drives them into 0.7 … 1.2.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    tall = matrices.size(-2) > matrices.size(-1)
+    x = matrices.mT if tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # now no singular value is above 1
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum orthogonalised by Newton–Schulz (Jordan et al. 2024), for matrices only.
+
+    A matrix's update has the size that AdamW's would have, 0.2 √max(rows, columns) (Liu et al. 2025), so that one
+    learning rate suits all shapes. Matrices of one shape are orthogonalised together; those whose rows are blocks of a
+    square, like W^Q, W^K, W^V side by side, each block by itself.
+    """
+
+    def __init__(
+        self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0, blocks: dict | None = None
+    ):
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.blocks = blocks or {}  # parameter → number of matrices stacked in its rows
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            by_shape = defaultdict(list)
+            for p in group["params"]:
+                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                buffer.lerp_(p.grad, 1 - group["momentum"])
+                update = p.grad.lerp(buffer, group["momentum"])  # Nesterov's look ahead
+                blocks = update.view(self.blocks.get(p, 1), -1, p.size(1))
+                by_shape[blocks.shape[1:]].append((p, blocks))
+            for shape, members in by_shape.items():
+                updates = orthogonalize(torch.cat([blocks for _, blocks in members]))
+                updates *= 0.2 * max(shape) ** 0.5
+                for (p, _), update in zip(members, updates.split([len(b) for _, b in members]), strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(update.reshape(p.shape), alpha=-group["lr"])
+
+
+def make_optimizers(
+    model: GPT, lr: float, muon_lr: float, weight_decay: float, kind: str
+) -> list[torch.optim.Optimizer]:
+    """'muon': Muon for the layers' matrices and AdamW for the rest; 'adamw': AdamW for all (Loshchilov & Hutter 2019).
+
+    Only matrices decay. Each parameter group keeps its rate under the key 'base_lr', for the schedule.
+    """
+    inside = [p for p in model.layers.parameters() if p.dim() == 2] if kind == "muon" else []
+    rest = [p for p in model.parameters() if all(p is not q for q in inside)]
+    groups = [
+        {"params": [p for p in rest if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in rest if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    fused = model.device.type in ("cpu", "cuda")
+    optimizers = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=fused)]
+    if inside:
+        qkv = {layer.attention.qkv.weight: 3 for layer in model.layers}
+        optimizers.append(Muon(inside, lr=muon_lr, weight_decay=weight_decay, blocks=qkv))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+    return optimizers

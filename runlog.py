@@ -1,0 +1,68 @@
+"""What a training run tells of itself: the line of an evaluation, log.csv, and the picture of its curves."""
+
+import csv
+from pathlib import Path
+
+from cli import UserError, atomic_write
+
+LOG_FIELDS = [
+    "iter",
+    "lr",
+    "train_loss",
+    "train_perplexity",
+    "val_loss",
+    "val_perplexity",
+    "grad_norm",
+    "tokens_per_second",
+    "poem_val_loss",
+    "poem_perplexity",
+    "stream_val_loss",
+    "stream_perplexity",
+]
+
+
+def log_line(row: dict) -> str:
+    return (
+        f"iter {row['iter']:6d} | loss {row['train_loss']:.4f} | val loss {row['val_loss']:.4f} | "
+        f"perplexity {row['train_perplexity']:7.1f} | val perplexity {row['val_perplexity']:7.1f} | "
+        f"norm {row['grad_norm']:.2f} | lr {row['lr']:.2e} | {row['tokens_per_second']:,.0f} tok/s"
+    )
+
+
+def write_log(path: Path, rows: list[dict]) -> None:
+    with atomic_write(path, "w") as file:
+        writer = csv.DictWriter(file, LOG_FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def read_log(path: Path) -> list[dict]:
+    """The rows of a log.csv, as numbers; empty cells are left out. Raises UserError if it is damaged."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    except (ValueError, TypeError, csv.Error) as error:
+        raise UserError(f"{path} is damaged: {error}") from None
+
+
+def plot_curves(runs: dict[str, list[dict]], path: Path) -> None:
+    """Draws loss and perplexity, training dashed and validation solid, of {name of a run: rows of its log}."""
+    from matplotlib.figure import Figure  # not pyplot: no window system is touched; and here, for it takes a while
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    for axes, measure in zip(figure.subplots(1, 2), ("loss", "perplexity"), strict=True):
+        for color, (name, rows) in enumerate(runs.items()):
+            iters = [float(row["iter"]) for row in rows]
+            for split, style in (("train", "--"), ("val", "-")):
+                values = [float(row[f"{split}_{measure}"]) for row in rows]
+                label = f"{name} {split}" if name else {"train": "train", "val": "validation"}[split]
+                one_run = "C0" if split == "train" else "C1"
+                axes.plot(iters, values, style, color=f"C{color}" if name else one_run, label=label, marker=".")
+        axes.set(xlabel="iteration", ylabel={"loss": "cross entropy (nats a character)"}.get(measure, measure))
+        axes.set_title(measure)
+        if measure == "perplexity":
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend()
+    with atomic_write(path) as file:
+        figure.savefig(file, format=path.suffix.lstrip("."), dpi=120)
