@@ -16,7 +16,7 @@ from pathlib import Path
 from cli import ArgumentParser, UserError, atomic_write, number, run
 from model import load_model
 from runlog import plot_curves, read_log
-from sample import sample_texts
+from sample import samples
 
 BEGIN, END = "<!-- ablation -->", "<!-- /ablation -->"
 
@@ -63,8 +63,8 @@ def report(folders: list[Path], start: str, max_new_tokens: int, seed: int, pict
     for folder in folders:
         results[folder.name], logs[folder.name] = read_run(folder)
         model, vocabulary = load_model(folder)
-        [text] = sample_texts(model, vocabulary, start, 1, max_new_tokens, seed)
-        poems.append(f"`{folder.name}`:\n\n```\n{text.strip()}\n```")
+        [sample] = samples(model, vocabulary, start, 1, max_new_tokens, seed)
+        poems.append(f"`{folder.name}`:\n\n```\n{sample.text.strip()}\n```")
     parts = [f"```sh\n{shlex.join(['python', *sys.argv])}\n```", markdown_table(results)]
     if picture:
         plot_curves(logs, picture)

@@ -1,4 +1,4 @@
-"""A GPT in the steps and the notation of the course handout, and how a trained one is saved, loaded and sampled from.
+"""A GPT in the steps and the notation of the course handout, and how a trained one is saved and loaded.
 
 B: batch size, L: length of a sequence (seq_len), C: feature channels (n_embd), h: heads (n_head), d = C / h: channels
 of one head, V: size of the vocabulary, M: the attention mask. The architecture is GPT-2's (Radford et al. 2019):
@@ -7,8 +7,9 @@ LayerNorm before each sublayer, learned positions, GELU, and a head that shares 
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from cli import UserError, atomic_write
 from prepare import Vocabulary
+
+Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # keys and values (B, h, L, d) -> with the earlier ones
 
 PRESETS = {
     "mini": {"n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0},
@@ -75,11 +78,14 @@ class MultiHeadAttention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)  # W^Q, W^K, W^V side by side: one product for all
         self.out = nn.Linear(config.n_embd, config.n_embd)  # W^O
 
-    def forward(self, x: Tensor, mask: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, mask: Tensor, need_weights: bool = False, extend: Extend | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """x: (B, L, C), mask: (L, L), True where a position must not look.
 
         Returns the output (B, L, C) and the attention weights (B, h, L, L); None for these unless `need_weights`, which
-        leaves PyTorch free to compute the same output in one fused, faster operation.
+        leaves PyTorch free to compute the same output in one fused, faster operation. `extend` puts the keys and values
+        of earlier tokens, remembered in a cache, before these, and the mask then is (B, 1, L, all of them).
         """
         B, L, C = x.shape
         h, d = self.n_head, C // self.n_head
@@ -90,6 +96,8 @@ class MultiHeadAttention(nn.Module):
         q, k, v = q.view(B, L, h, d), k.view(B, L, h, d), v.view(B, L, h, d)
         # Step 3.1: heads before positions
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, h, L, d)
+        if extend is not None:
+            k, v = extend(k, v)
         # Step 3.2 - 3.6. On a CPU, the fused operation's gradient in bfloat16 takes three times as long as these steps.
         if need_weights or (q.dtype == torch.bfloat16 and q.device.type == "cpu"):
             out, weights = attention(q, k, v, mask, dropout)
@@ -125,9 +133,11 @@ class TransformerLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.n_embd)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, mask: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
-        """x: (B, L, C) -> (B, L, C), and the attention weights as MultiHeadAttention returns them."""
-        attended, weights = self.attention(self.attention_norm(x), mask, need_weights)
+    def forward(
+        self, x: Tensor, mask: Tensor, need_weights: bool = False, extend: Extend | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """x: (B, L, C) -> (B, L, C), and the attention weights, all as in MultiHeadAttention."""
+        attended, weights = self.attention(self.attention_norm(x), mask, need_weights, extend)
         x = attended if self.no_res else x + attended
         transformed = self.feed_forward(self.feed_forward_norm(x))
         return transformed if self.no_res else x + transformed, weights
@@ -169,22 +179,29 @@ class GPT(nn.Module):
         # Step 6: the linear head; the softmax is in the loss
         return self.head(x), attn_weights
 
-    def features(self, U: Tensor, need_weights: bool = False) -> tuple[Tensor, list[Tensor]]:
-        """All but the head: (B, L) token ids -> (B, L, C) after the last LayerNorm, and the attention weights."""
+    def features(self, U: Tensor, need_weights: bool = False, cache=None) -> tuple[Tensor, list[Tensor]]:
+        """All but the head: (B, L) token ids -> (B, L, C) after the last LayerNorm, and the attention weights.
+
+        cache: a CacheSlice of generation.py, which knows the tokens that came before these; for sampling.
+        """
         L = U.size(1)
         # Step 1: the positions 0, 1, …, L-1
-        positions = torch.arange(L, dtype=torch.long, device=U.device)
+        positions = torch.arange(L, dtype=torch.long, device=U.device) if cache is None else cache.positions(L)
         # Step 2, 3: embeddings of tokens (B, L, C) and positions (L, C), and h_0, their sum
         x = self.token_embedding(U)
         if not self.config.no_pos:
             x = x + self.position_embedding(positions)
         x = self.dropout(x)
         # Step 4: the mask M, True above the diagonal: no position looks at a later one
-        mask = torch.triu(torch.ones(L, L, dtype=torch.bool, device=U.device), diagonal=1)
+        if cache is None:
+            mask = torch.triu(torch.ones(L, L, dtype=torch.bool, device=U.device), diagonal=1)
+        else:  # the same, for the tokens before these and these
+            mask = cache.mask(L)
         # Step 5: the layers, one after another
         attn_weights = []
-        for layer in self.layers:
-            x, weights = layer(x, mask, need_weights)
+        for i, layer in enumerate(self.layers):
+            extend = None if cache is None else partial(cache.extend, i)
+            x, weights = layer(x, mask, need_weights, extend)
             if need_weights:
                 attn_weights.append(weights)
         # Step 6 begins: LayerNorm
@@ -197,84 +214,6 @@ class GPT(nn.Module):
     def num_parameters(self) -> int:
         """Each weight counted once, the shared one of embedding and head too."""
         return sum(p.numel() for p in self.parameters())
-
-
-def sample_next(
-    logits: Tensor,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Draws a token from each row of logits (B, V); returns (B,) ids.
-
-    In this order: the logits are divided by the temperature (0: the likeliest token, always), all but the top_k
-    likeliest are dropped, and of these all but the fewest whose probabilities reach top_p (Holtzman et al. 2020).
-    """
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    # Sorted, so that to keep the k likeliest, or the first few that reach top_p, is to cut off the end. In double
-    # precision and with the largest at 0, so that no temperature, however small, gives infinities.
-    logits, ids = logits.double().topk(min(top_k or logits.size(-1), logits.size(-1)), dim=-1)
-    probs = torch.softmax((logits - logits[:, :1]) / temperature, dim=-1)
-    if top_p is not None:
-        probs[:, 1:][probs.cumsum(dim=-1)[:, :-1] >= top_p] = 0.0  # those before it reach top_p already
-    return ids.gather(-1, torch.multinomial(probs, 1, generator=generator)).squeeze(-1)
-
-
-class Context:
-    """The part of a growing text that the model sees, as it saw texts in training; at most max_seq_len tokens.
-
-    Trained on windows that begin anywhere: the last max_seq_len tokens. Trained on windows that begin at title lines
-    (config.title): what follows the newest title mark; past the window, the older half is dropped, again and again.
-    """
-
-    def __init__(self, config: GPTConfig, prompt: list[int]):
-        self.config, self.ids = config, []
-        self.tail = list(config.title[:1])  # the newest tokens; a title line begins the text or follows a line end
-        for token in prompt:
-            self.append(token)
-
-    def append(self, token: int) -> None:
-        title, size = self.config.title, self.config.max_seq_len
-        if title:
-            self.tail = [*self.tail, token][-len(title) :]
-            if tuple(self.tail) == title:
-                self.ids = list(title[1:])[-size:]
-                return
-            if not self.ids and token == title[0]:
-                return  # no window begins with a line end
-        self.ids.append(token)
-        if len(self.ids) > size:
-            self.ids = self.ids[size // 2 if title and size > 1 else 1 :]
-
-
-@torch.inference_mode()
-def generate(model: GPT, prompts: list[list[int]], max_new_tokens: int, **sampling) -> Iterator[Tensor]:
-    """Continues B prompts of token ids; yields the (B,) next ids, max_new_tokens times.
-
-    `sampling` goes to sample_next().
-    """
-    model.eval()
-    contexts = [Context(model.config, prompt) for prompt in prompts]
-    for _ in range(max_new_tokens):
-        next_ids = sample_next(next_logits(model, [context.ids for context in contexts]), **sampling)
-        yield next_ids
-        for context, token in zip(contexts, next_ids.tolist(), strict=True):
-            context.append(token)
-
-
-def next_logits(model: GPT, contexts: list[list[int]]) -> Tensor:
-    """The logits (B, V) of the token that follows each of B contexts, of any lengths up to max_seq_len."""
-    last = torch.tensor([max(len(ids), 1) - 1 for ids in contexts], device=model.device)
-    # What stands to the right of a context's end is never seen from it, so any padding will do
-    padded = [ids + [0] * (int(last.max()) + 1 - len(ids)) for ids in contexts]
-    features, _ = model.features(torch.tensor(padded, device=model.device))
-    logits = model.head(features[torch.arange(len(contexts)), last])
-    for row in (row for row, ids in enumerate(contexts) if not ids):  # each window begins with a title mark
-        logits[row] = -math.inf
-        logits[row, model.config.title[1]] = 0.0
-    return logits
 
 
 def save_checkpoint(path: Path, model: GPT, vocabulary: Vocabulary, **extra) -> None:

@@ -5,21 +5,38 @@ The samples go to stdout, with a line of dashes between them and nothing else; w
   python sample.py --start +++清平乐                        ten texts that begin with a 清平乐
   python sample.py --start "+++如梦令\\n昨夜雨疏风骤。"      a title and a first line; \\n is a line end
   python sample.py --start FILE:prompt.txt --seed 7         the prompt from a file; a seed repeats its samples
+  python sample.py --stop_at_poem_end --num_samples 1       one poem, written before your eyes
+  python sample.py --format jsonl --num_samples 10000       a line of JSON for each, for other programs
+
+A character is chosen in this order: repetition penalty, temperature, top-k, top-p.
 """
 
+import json
 import re
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+import numpy as np
 
 from cli import ArgumentParser, UserError, number, run
 from device import choose_device
-from model import GPT, generate, load_model
+from generation import DEFAULT, KEEP, Controls, Text, generate
+from model import GPT, load_model
 from prepare import DEFAULT_DATA_ROOT, Vocabulary, load_vocabulary
 
 SEPARATOR = "-" * 15
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text that begins with the prompt; its number of new tokens, and their mean log-likelihood in nats."""
+
+    text: str
+    tokens: int
+    mean_log_likelihood: float | None
 
 
 def read_start(start: str) -> str:
@@ -46,44 +63,93 @@ def canonical_title(start: str, aliases: dict[str, str]) -> str:
     return f"+++{aliases[match[1]]}{start[match.end() :]}"
 
 
-def sample_texts(
+def sample_seed(seed: int, index: int) -> int:
+    """The seed of the sample `index` of a run: the same whatever the batch, unlike that of any other sample."""
+    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
+
+
+def samples(
     model: GPT,
     vocabulary: Vocabulary,
     start: str,
     num_samples: int,
     max_new_tokens: int,
-    seed: int,
-    temperature: float = 0.8,
-    top_k: int | None = 200,
-    top_p: float | None = None,
-) -> list[str]:
-    """`num_samples` continuations of `start`, with `start` at their head. The same seed gives the same texts."""
-    sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    generator = torch.Generator(model.device).manual_seed(seed)
-    prompts = [vocabulary.encode(start).tolist()] * num_samples
-    steps = list(generate(model, prompts, max_new_tokens, generator=generator, **sampling))
-    if not steps:
-        return [start] * num_samples
-    return [start + vocabulary.decode(ids) for ids in torch.stack(steps, dim=1).tolist()]
+    seed: int = 1,
+    batch: int = 100,
+    controls: Controls = DEFAULT,
+    poems: bool = False,
+    **window,
+) -> Iterator[Sample]:
+    """`num_samples` continuations of `start`, `batch` of them at a time. The same seed gives the same texts.
+
+    poems: each ends with its poem. window: keep and exact of generation.Context.
+    """
+    prompt = vocabulary.encode(start).tolist()
+    for first in range(0, num_samples, batch):
+        seeds = [sample_seed(seed, i) for i in range(first, min(first + batch, num_samples))]
+        texts = [Text(model.config, prompt, seed, **window) for seed in seeds]
+        for _ in generate(model, texts, max_new_tokens, controls, stop_at_title=poems):
+            pass
+        for text in texts:
+            new = vocabulary.decode(text.new)
+            mean = text.log_likelihood / len(new) if new else None
+            yield Sample(start + (without_next_title(new) if text.done else new), len(new), mean)
+
+
+def without_next_title(text: str) -> str:
+    """A finished poem without the mark of the title that follows it."""
+    return text.removesuffix("+++").rstrip("\n") + "\n"
+
+
+def stream(model: GPT, vocabulary: Vocabulary, text: Text, max_new_tokens: int, **options) -> None:
+    """Prints one sample as it is made."""
+    held = ""  # line ends and title marks wait: they are not printed if the poem ends with them
+    print(vocabulary.decode(text.prompt), end="", flush=True)
+    for [token] in generate(model, [text], max_new_tokens, **options):
+        held += vocabulary.decode([token])
+        if text.done:
+            held = ""
+        elif not options.get("stop_at_title") or held.strip("\n+"):
+            print(held, end="", flush=True)
+            held = ""
+    print(held)
 
 
 def parse_args(args=None):
     parser = ArgumentParser(__doc__)
+    positive = number(int, 1)
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
     parser.add_argument("--ckpt_path", default="workdirs/quansongci", help="the folder of a run of train.py")
     parser.add_argument("--start", default="\n", help="the text to go on from, or FILE:path")
-    parser.add_argument("--num_samples", type=number(int, 1), default=10, help="number of samples")
+    parser.add_argument("--num_samples", type=positive, default=10, help="number of samples")
     parser.add_argument("--max_new_tokens", type=number(int, 0), default=500, help="characters to add to each")
-    parser.add_argument(
-        "--temperature", type=number(float, 0), default=0.8, help="0: always the likeliest; 1: as learned"
-    )
-    parser.add_argument("--top_k", type=number(int, 1), default=200, help="choose among so many likeliest only")
-    parser.add_argument(
-        "--top_p", type=number(float, 0, 1), help="choose among the likeliest that reach this probability"
-    )
+    parser.add_argument("--stop_at_poem_end", action="store_true", help="end each sample when its poem ends")
     parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=1, help="the same seed, the same samples")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to compute")
+
+    group = parser.add_argument_group("how a character is chosen")
+    group.add_argument(
+        "--temperature",
+        type=number(float, 0),
+        default=DEFAULT.temperature,
+        help="0: always the likeliest; 1: as learned",
+    )
+    group.add_argument("--top_k", type=positive, default=DEFAULT.top_k, help="choose among so many likeliest only")
+    group.add_argument(
+        "--top_p", type=number(float, 0, 1), help="choose among the likeliest that reach this probability"
+    )
+    group.add_argument("--repetition_penalty", type=number(float, 1), default=1.0, help="against repetition; 1: none")
+
+    group = parser.add_argument_group("how they are made and shown")
+    group.add_argument("--batch", type=positive, default=100, help="samples made at a time; bounds the memory")
+    group.add_argument("--stream", action="store_true", help="one after another, each character as it is made")
+    group.add_argument("--format", default="text", choices=["text", "jsonl"], help="jsonl: a line of JSON a sample")
+    group.add_argument("--exact_window", action="store_true", help="past the window, always see a full one; slow")
+    group.add_argument("--keep", type=number(float, 0, below=1), default=KEEP, help=KEEP_HELP)
     return parser.parse_args(args)
+
+
+KEEP_HELP = "share of a full window that stays when it is moved on; for models trained on a stream"
 
 
 def main() -> None:
@@ -93,16 +159,36 @@ def main() -> None:
     model, vocabulary = load_model(args.ckpt_path, device)
     if vocabulary.chars != data_vocabulary.chars:
         raise UserError(f"{args.ckpt_path} was trained on another vocabulary than that of {args.data_root}")
+    if args.stop_at_poem_end and not model.config.title:
+        raise UserError(f"--stop_at_poem_end: the model in {args.ckpt_path} was not trained on windows of poems")
     start = canonical_title(read_start(args.start), data_vocabulary.aliases)
     vocabulary.encode(start)  # an unknown character is told before anything else
     print(f"{args.ckpt_path}: {model.num_parameters():,} parameters on {device}", file=sys.stderr)
-    began = time.perf_counter()
-    sampling = (args.temperature, args.top_k, args.top_p)
-    texts = sample_texts(model, vocabulary, start, args.num_samples, args.max_new_tokens, args.seed, *sampling)
-    print(f"\n{SEPARATOR}\n".join(texts))
+    controls = Controls(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
+    window = {"keep": args.keep, "exact": args.exact_window}
+    if args.format == "text" and (args.stream or (args.num_samples == 1 and sys.stdout.isatty())):
+        for i in range(args.num_samples):
+            if i > 0:
+                print(SEPARATOR)
+            text = Text(model.config, vocabulary.encode(start).tolist(), sample_seed(args.seed, i), **window)
+            stream(model, vocabulary, text, args.max_new_tokens, controls=controls, stop_at_title=args.stop_at_poem_end)
+        return
+    began, tokens = time.perf_counter(), 0
+    made = samples(
+        *(model, vocabulary, start, args.num_samples, args.max_new_tokens, args.seed, args.batch, controls),
+        poems=args.stop_at_poem_end,
+        **window,
+    )
+    for i, sample in enumerate(made):
+        tokens += sample.tokens
+        if args.format == "jsonl":
+            fields = {"prompt": start, "text": sample.text, "seed": args.seed, "sample": i, "tokens": sample.tokens}
+            fields["mean_log_likelihood"] = sample.mean_log_likelihood
+            print(json.dumps(fields, ensure_ascii=False), flush=True)
+        else:
+            print(f"{SEPARATOR}\n" * (i > 0) + sample.text, flush=True)
     seconds = time.perf_counter() - began
-    speed = args.num_samples * args.max_new_tokens / seconds
-    print(f"{args.num_samples} samples in {seconds:.1f} s, {speed:,.0f} characters/s", file=sys.stderr)
+    print(f"{args.num_samples} samples, {tokens:,} characters, {tokens / seconds:,.0f} a second", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ from model import (
     GPTConfig,
     MultiHeadAttention,
     attention,
-    generate,
     load_checkpoint,
-    sample_next,
     save_checkpoint,
 )
 from prepare import Vocabulary
@@ -212,78 +210,6 @@ def test_the_head_is_the_token_embedding():
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(UserError, match="--n_head 3 does not divide --n_embd 8"):
         GPTConfig(10, n_head=3, n_embd=8)
-
-
-LOGITS = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()[None]
-
-
-def frequencies(n: int = 20_000, **sampling) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    drawn = sample_next(LOGITS.expand(n, -1), generator=generator, **sampling)
-    return torch.bincount(drawn, minlength=4) / n
-
-
-@pytest.mark.parametrize(
-    ("sampling", "expected"),
-    [
-        ({}, [0.4, 0.3, 0.2, 0.1]),
-        ({"temperature": 0}, [1, 0, 0, 0]),
-        ({"temperature": 1e-300}, [1, 0, 0, 0]),
-        ({"temperature": 0.5}, [16 / 30, 9 / 30, 4 / 30, 1 / 30]),  # squares
-        ({"top_k": 1}, [1, 0, 0, 0]),
-        ({"top_k": 3}, [4 / 9, 3 / 9, 2 / 9, 0]),
-        ({"top_k": 99}, [0.4, 0.3, 0.2, 0.1]),
-        ({"top_p": 0.0}, [1, 0, 0, 0]),
-        ({"top_p": 0.39}, [1, 0, 0, 0]),
-        ({"top_p": 0.69}, [4 / 7, 3 / 7, 0, 0]),
-        ({"top_p": 0.71}, [4 / 9, 3 / 9, 2 / 9, 0]),
-        ({"top_p": 1.0}, [0.4, 0.3, 0.2, 0.1]),
-        ({"temperature": 0.5, "top_k": 2, "top_p": 0.6}, [1, 0, 0, 0]),  # 16 : 9, and 16/25 reaches 0.6
-    ],
-)
-def test_a_token_is_drawn_from_the_distribution_that_the_controls_define(sampling, expected):
-    torch.testing.assert_close(frequencies(**sampling), torch.tensor(expected).float(), atol=0.015, rtol=0)
-
-
-def continued(model, ids: list[int], steps: int, window) -> list[int]:
-    """Greedy continuation by the definition: window(ids) is what the model sees of them."""
-    for _ in range(steps):
-        with torch.no_grad():
-            ids = [*ids, model(torch.tensor([window(ids)]))[0][0, -1].argmax().item()]
-    return ids
-
-
-def test_greedy_generation_past_the_window_sees_the_last_tokens():
-    model = make(SIZES[0])  # windows of 16
-    prompts = [[3, 4, 5], [7] * 9, list(range(30))]  # decoded together, of any lengths
-    steps = torch.stack(list(generate(model, prompts, 30, temperature=0)), dim=1).tolist()
-    for prompt, new in zip(prompts, steps, strict=True):
-        assert [*prompt, *new] == continued(model, prompt, 30, lambda ids: ids[-16:])
-
-
-def test_generation_of_poems_sees_them_in_the_windows_of_training():
-    """From the newest title mark; past the window, the older half is dropped again and again."""
-    title = (0, 1, 1, 1)
-    model = make(dataclasses.replace(SIZES[0], title=title))
-
-    def window(ids):
-        starts = [i for i in range(len(ids) - 2) if ids[i : i + 3] == [1, 1, 1] and (i == 0 or ids[i - 1] == 0)]
-        ids = ids[starts[-1] :] if starts else ids
-        while len(ids) > 16:
-            ids = ids[8:]
-        return ids
-
-    prompts = [[1, 1, 1, 7, 8, 0], [9, 8, 7], [5, 0, 0, 1, 1, 1, 9], [1, 1, 1, *range(2, 40)]]
-    steps = torch.stack(list(generate(model, prompts, 40, temperature=0)), dim=1).tolist()
-    for prompt, new in zip(prompts, steps, strict=True):
-        assert [*prompt, *new] == continued(model, prompt, 40, window)
-
-
-def test_a_text_of_line_ends_goes_on_with_a_title():
-    model = make(dataclasses.replace(SIZES[0], title=(0, 1, 1, 1)))
-    first, second = list(generate(model, [[0], [0, 0]], 2, temperature=0))
-    assert first.tolist() == [1, 1]
-    assert second.tolist() == [model(torch.tensor([[1]]))[0][0, -1].argmax().item()] * 2
 
 
 def test_a_checkpoint_brings_back_the_model_and_its_vocabulary(tmp_path):

@@ -1,7 +1,11 @@
+import json
 import shutil
+import signal
+import subprocess
+import sys
 
 import pytest
-from conftest import run_script, song_text
+from conftest import ROOT, run_script, song_text, train_tiny
 
 import prepare
 import sample
@@ -40,6 +44,65 @@ def test_temperature_0_is_greedy(call, data_root, ckpt_path):
     assert first == second
 
 
+def test_the_batch_changes_nothing(call, data_root, ckpt_path):
+    arguments = flags(data_root, ckpt_path, "--max_new_tokens", 30, "--num_samples", 7, "--batch")
+    outputs = {call(sample, *arguments, batch)[1] for batch in (1, 3, 100)}
+    assert len(outputs) == 1
+
+
+def test_streaming_prints_the_same_samples(call, data_root, ckpt_path):
+    for more in ([], ["--stop_at_poem_end"]):
+        arguments = flags(data_root, ckpt_path, "--max_new_tokens", 60, "--num_samples", 5, *more)
+        whole, streamed = (call(sample, *arguments, *way)[1] for way in ([], ["--stream"]))
+        assert [text.strip() for text in streamed.split("-" * 15)] == [text.strip() for text in whole.split("-" * 15)]
+
+
+def test_jsonl_has_a_line_for_each_sample(call, data_root, ckpt_path):
+    arguments = flags(data_root, ckpt_path, "--max_new_tokens", 30, "--num_samples", 3, "--start", "+++清平乐\\n")
+    lines = [json.loads(line) for line in call(sample, *arguments, "--format", "jsonl")[1].splitlines()]
+    texts = call(sample, *arguments)[1].removesuffix("\n").split("\n---------------\n")
+    assert [line["text"] for line in lines] == texts
+    for i, line in enumerate(lines):
+        assert (line["prompt"], line["seed"], line["sample"], line["tokens"]) == ("+++清平乐\n", 1, i, 30)
+        assert -20 < line["mean_log_likelihood"] < 0
+    none = call(sample, *arguments, "--format", "jsonl", "--max_new_tokens", 0)[1]
+    assert json.loads(none.splitlines()[0])["mean_log_likelihood"] is None
+
+
+def test_a_sample_ends_with_its_poem(call, data_root, tmp_path):
+    """A model that has learned little else than a poem's frame."""
+    (tmp_path / "input.txt").write_text("+++春\n春春。\n\n" * 200, encoding="utf-8")
+    prepare.prepare(tmp_path)
+    quick = ["--iters", 200, "--eval_interval", 100, "--warmup_iters", 5, "--max_seq_len", 8]
+    train_tiny(tmp_path, tmp_path / "run", *quick)
+    arguments = flags(tmp_path, tmp_path / "run", "--stop_at_poem_end", "--num_samples", 2, "--temperature", 0)
+    assert call(sample, *arguments, "--start", "+++春")[1] == "+++春\n春春。\n\n---------------\n+++春\n春春。\n\n"
+    assert call(sample, *arguments, "--start", "\\n", "--stream")[1].count("\n+++春\n春春。\n") == 2
+    assert call(sample, *arguments, "--max_new_tokens", 3)[1].startswith("\n+++\n-----")
+
+
+def test_poems_need_a_model_that_knows_where_they_begin(assert_user_error, data_root, tmp_path):
+    train_tiny(data_root, tmp_path / "run", "--windows", "stream")
+    assert_user_error(sample, *flags(data_root, tmp_path / "run", "--stop_at_poem_end"), words=["windows of poems"])
+
+
+def test_nothing_heavy_is_imported():
+    heavy = {"matplotlib", "transformers", "bertviz", "pandas"}
+    code = f"import sys, sample; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_ctrl_c_keeps_what_was_printed_and_ends_with_130(data_root, ckpt_path):
+    arguments = flags(data_root, ckpt_path, "--num_samples", 10**6, "--batch", 2, "--max_new_tokens", 20)
+    command = [sys.executable, str(ROOT / "sample.py"), *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    first = [process.stdout.readline() for _ in range(5)]
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err and "".join(first) + out
+
+
 @pytest.mark.parametrize("typed", ["+++清平乐\\n", "+++清平乐\n", "FILE"])
 def test_a_start_may_have_line_ends_or_come_from_a_file(call, data_root, ckpt_path, tmp_path, typed):
     if typed == "FILE":
@@ -76,6 +139,9 @@ def test_an_alias_works_on_the_command_line(call, data_root, ckpt_path, tmp_path
         (["--temperature", "-1"], "--temperature"),
         (["--top_k", "0"], "--top_k"),
         (["--top_p", "1.5"], "--top_p"),
+        (["--repetition_penalty", "0.5"], "--repetition_penalty"),
+        (["--batch", "0"], "--batch"),
+        (["--keep", "1"], "--keep"),
         (["--num_samples", "0"], "--num_samples"),
         (["--max_new_tokens", "-1"], "--max_new_tokens"),
         (["--workdirs/quansongci"], "probably --ckpt_path workdirs/quansongci was meant"),

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from test_model import SIZES, make
 
 from cli import UserError
-from model import Context, GPTConfig
+from generation import Context
+from model import GPTConfig
 from prepare import Vocabulary
 from windows import PoemWindows, Windows, poem_loss, poem_starts, stack_windows, stream_loss, title_ids
 
