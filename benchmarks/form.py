@@ -1,0 +1,67 @@
+"""How many freely sampled poems stand in an attested form of their tune: the clause lengths and marks of some poem.
+
+A form is the list of (characters in a clause, 。 or ，); 、 does not count. The title line is given, the rest is free.
+
+  python benchmarks/form.py                           the six tunes of facts and issues, 60 poems of each
+  python benchmarks/form.py --commonest 20            the twenty commonest tunes
+"""
+
+import argparse
+import re
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from model import load_model
+from prepare import DEFAULT_DATA_ROOT
+from sample import samples
+
+TUNES = ["清平乐", "浣溪沙", "菩萨蛮", "如梦令", "蝶恋花", "水调歌头"]
+
+
+def form(text: str) -> tuple[str, ...]:
+    """'画帘暮。燕子衔泥絮。' → ('3。', '5。')"""
+    clauses = re.findall(r"([^。，]*)([。，])", text.replace("、", "").replace("\n", ""))
+    return tuple(f"{len(clause)}{mark}" for clause, mark in clauses)
+
+
+def attested_forms(data_root: str) -> dict[str, Counter]:
+    """{tune: {form: number of poems}} of the whole corpus."""
+    forms = defaultdict(Counter)
+    text = (Path(data_root) / "input.txt").read_text(encoding="utf-8")
+    for poem in text.split("+++")[1:]:
+        tune, _, lines = poem.partition("\n")
+        forms[re.sub("[（(].*", "", tune)][form(lines)] += 1
+    return forms
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT)
+    parser.add_argument("--ckpt_path", default="workdirs/quansongci")
+    parser.add_argument("--num_samples", type=int, default=60, help="poems of each tune")
+    parser.add_argument("--commonest", type=int, help="so many commonest tunes of the corpus instead of the six")
+    parser.add_argument("--max_new_tokens", type=int, default=200)
+    args = parser.parse_args()
+    forms = attested_forms(args.data_root)
+    tunes = TUNES
+    if args.commonest:
+        tunes = sorted(forms, key=lambda tune: -forms[tune].total())[: args.commonest]
+    model, vocabulary = load_model(args.ckpt_path, torch.device("cpu"))
+    print("| tune | poems in an attested form | share |\n|---|---|---|")
+    good = 0
+    for tune in tunes:
+        start = f"+++{tune}\n"
+        made = samples(model, vocabulary, start, args.num_samples, args.max_new_tokens, poems=True)
+        fitting = sum(form(sample.text.removeprefix(start)) in forms[tune] for sample in made)
+        good += fitting
+        print(f"| {tune} | {fitting} of {args.num_samples} | {fitting / args.num_samples:.0%} |", flush=True)
+    total = len(tunes) * args.num_samples
+    print(f"| all | {good} of {total} | {good / total:.0%} |")
+
+
+if __name__ == "__main__":
+    main()
