@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from cli import ArgumentParser, UserError, atomic_write, number, run
@@ -37,7 +38,7 @@ from windows import PoemWindows, Windows, poem_loss, stream_loss, title_ids
 
 SAME_ON_RESUME = [
     *("model", "n_layer", "n_head", "n_embd", "dropout", "no_pos", "no_res", "max_seq_len", "batchsize", "seed"),
-    *("windows", "optimizer", "lr", "muon_lr", "weight_decay", "warmup_iters", "grad_clip"),
+    *("windows", "optimizer", "lr", "muon_lr", "weight_decay", "warmup_iters", "grad_clip", "ema"),
 ]
 RUN_FILES = ["config.json", "log.csv", "loss&perplexity.jpg", "best.pt", "last.pt", "result.json"]
 
@@ -67,6 +68,7 @@ class Trainer:
         config = model_config(args, len(self.vocabulary), title if self.by_poem else ())
         self.model = GPT(config).to(self.device)
         self.optimizers = make_optimizers(self.model, args.lr, args.muon_lr, args.weight_decay, args.optimizer)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
         self.iteration = 0
         self.best_loss = math.inf
         self.seconds = 0.0  # of training alone, without evaluation
@@ -83,18 +85,26 @@ class Trainer:
             if name in SAME_ON_RESUME and value != getattr(self.args, name):
                 raise UserError(f"--{name} {getattr(self.args, name)} contradicts {path}, which has {value}")
         self.model.load_state_dict(model.state_dict())
+        if self.average is not None:
+            self.average.load_state_dict(checkpoint["average"])
         for optimizer, state in zip(self.optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         torch.set_rng_state(checkpoint["rng"].cpu())
         for name in ("iteration", "best_loss", "seconds", "rows", "recent"):
             setattr(self, name, checkpoint[name])
 
-    def save(self, name: str, **extra) -> None:
-        save_checkpoint(self.folder / name, self.model, self.vocabulary, iteration=self.iteration, **extra)
+    @property
+    def result_model(self) -> GPT:
+        """What is measured and kept as best.pt: the moving average of the weights if --ema asks for it."""
+        return self.model if self.average is None else self.average.module
 
     def save_last(self) -> None:
-        self.save(
-            "last.pt",
+        save_checkpoint(
+            self.folder / "last.pt",
+            self.model,
+            self.vocabulary,
+            iteration=self.iteration,
+            average=None if self.average is None else self.average.state_dict(),
             optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
             rng=torch.get_rng_state(),
             args=vars(self.args),
@@ -126,6 +136,8 @@ class Trainer:
         for optimizer in self.optimizers:
             optimizer.step()
         self.model.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update_parameters(self.model)
         self.iteration += 1
         self.seconds += time.perf_counter() - start
         self.recent.append(value)
@@ -134,7 +146,7 @@ class Trainer:
     def evaluate(self, norm: float) -> dict:
         """Measures, logs, draws and saves; returns the new row of the log."""
         windows = self.args.eval_iters * self.args.batchsize
-        val_loss = self.poem_loss(self.model, windows) if self.by_poem else self.stream_loss(self.model, windows)
+        val_loss = (self.poem_loss if self.by_poem else self.stream_loss)(self.result_model, windows)
         train_loss = sum(self.recent) / len(self.recent)
         tokens = self.args.batchsize * self.args.max_seq_len
         row = {
@@ -148,12 +160,13 @@ class Trainer:
             "tokens_per_second": tokens * self.iteration / self.seconds,
         }
         if self.iteration == self.args.iters:
-            row.update(self.whole_losses(self.model))
+            row.update(self.whole_losses(self.result_model))
         self.rows.append(row)
         self.recent = []
         if val_loss < self.best_loss:
             self.best_loss = val_loss
-            self.save("best.pt", val_loss=val_loss)
+            best = {"iteration": self.iteration, "val_loss": val_loss}
+            save_checkpoint(self.folder / "best.pt", self.result_model, self.vocabulary, **best)
         self.save_last()
         write_log(self.folder / "log.csv", self.rows)
         plot_curves({"": self.rows}, self.folder / "loss&perplexity.jpg")
@@ -284,6 +297,7 @@ def prepare_folder(args) -> None:
 
 WINDOWS_HELP = "where samples begin: at title lines (poem), anywhere (stream); auto: poem if the text has +++ titles"
 OPTIMIZER_HELP = "muon: Muon for the layers' matrices, AdamW for the rest; adamw: AdamW for all (then use --lr 0.003)"
+EMA_HELP = "measure and keep a moving average of the weights that forgets 1-EMA of itself at each iteration; 0: none"
 DTYPE_HELP = "type of the large products; auto: bfloat16 where a short measurement finds it faster"
 
 
@@ -317,6 +331,7 @@ def parse_args(args=None):
     group.add_argument("--warmup_iters", type=number(int, 0), default=100, help="iterations of linear warm-up")
     group.add_argument("--weight_decay", type=rate, default=0.1, help="of the weight matrices")
     group.add_argument("--grad_clip", type=rate, default=1.0, help="largest norm of the gradient")
+    group.add_argument("--ema", type=number(float, 0, below=1), default=0.0, help=EMA_HELP)
     group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help=DTYPE_HELP)
     group.add_argument("--eval_interval", type=positive, default=100, help="iterations between evaluations")
     group.add_argument("--eval_iters", type=positive, default=20, help="batches of validation text in an evaluation")

@@ -113,18 +113,22 @@ def stack_windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> tuple[
     return torch.from_numpy(inputs.copy()), torch.from_numpy(targets)
 
 
-class Windows:
-    """Training samples, drawn without replacement: each epoch takes all windows, in a fresh order.
+LATER_SHARE = 0.25  # of the poems' later windows that an epoch takes; see docs/results.md
 
-    Stream windows are also cut anew in each epoch, at a fresh offset. All is a function of the seed and the sample's
-    number, so a resumed run needs no more than its iteration.
+
+class Windows:
+    """Training samples, drawn without replacement, in a fresh order in each epoch.
+
+    Stream windows are cut anew in each epoch, at a fresh offset. Of poems, an epoch takes all first windows and a share
+    of the later ones, drawn anew, since every text begins with a first one. All is a function of the seed and the
+    sample's number, so a resumed run needs no more than its iteration.
     """
 
     def __init__(self, tokens: np.ndarray, seq_len: int, seed: int, poems: PoemWindows | None = None):
         if len(tokens) <= seq_len:
             raise UserError(f"the training split has {len(tokens)} characters: too few for --max_seq_len {seq_len}")
         self.tokens, self.seq_len, self.seed, self.poems = tokens, seq_len, seed, poems
-        self.per_epoch = max(1, (len(tokens) - seq_len) // seq_len) if poems is None else len(poems)
+        self.per_epoch = max(1, (len(tokens) - seq_len) // seq_len) if poems is None else len(self._starts_of(0))
         self.epoch, self.starts = -1, None
 
     def batch(self, iteration: int, batchsize: int) -> tuple[Tensor, Tensor]:
@@ -141,7 +145,8 @@ class Windows:
     def _starts_of(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng((self.seed, epoch))
         if self.poems is not None:
-            return rng.permutation(self.poems.start)
+            first, later = (self.poems.start[of] for of in (self.poems.scored == 0, self.poems.scored > 0))
+            return rng.permutation([*first, *rng.permutation(later)[: round(LATER_SHARE * len(later))]])
         slack = len(self.tokens) - 1 - self.per_epoch * self.seq_len
         offset = rng.integers(min(slack, self.seq_len - 1) + 1)
         return offset + self.seq_len * rng.permutation(self.per_epoch)

@@ -121,6 +121,32 @@ def test_the_handouts_switches_train_under_the_default_recipe(flag, tmp_path):
     assert losses[0] > losses[-1] and losses[-1] < math.log(128)
 
 
+def test_ema_keeps_a_moving_average_of_the_weights(data_root, tmp_path):
+    """The same run with and without it: last.pt is the same, best.pt is the average, here redone by hand."""
+    flags = ["--iters", 3, "--eval_interval", 1]
+    averaged = train_tiny(data_root, tmp_path / "averaged", *flags, "--ema", 0.9)
+    plain = train_tiny(data_root, tmp_path / "plain", *flags)
+    assert weights(plain)["norm.bias"].equal(weights(averaged)["norm.bias"])
+    snapshots = []
+    step = train.Trainer.step
+
+    def remember(self):
+        result = step(self)
+        snapshots.append(self.model.norm.bias.detach().clone())
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Trainer, "step", remember)
+        train_tiny(data_root, tmp_path / "again", *flags, "--ema", 0.9)
+    expected = snapshots[0]
+    for snapshot in snapshots[1:]:
+        expected = 0.9 * expected + 0.1 * snapshot
+    average = torch.load(tmp_path / "again" / "last.pt")["average"]["module.norm.bias"]
+    torch.testing.assert_close(average, expected)
+    best = torch.load(tmp_path / "again" / "best.pt")
+    assert best["iteration"] == 3 and best["model"]["norm.bias"].equal(average)
+
+
 def weights(folder, name="last.pt"):
     return torch.load(folder / name)["model"]
 
@@ -140,7 +166,8 @@ def test_the_same_seed_gives_the_same_run(data_root, ckpt_path, tmp_path):
 
 def test_a_resumed_run_equals_one_that_never_stopped(data_root, tmp_path):
     """Stopped by Ctrl-C in the middle of an interval of evaluation, with dropout, which needs the random state."""
-    straight = train_tiny(data_root, tmp_path / "straight", "--dropout", 0.2)
+    flags = ["--dropout", 0.2, "--ema", 0.9]
+    straight = train_tiny(data_root, tmp_path / "straight", *flags)
     step, folder = train.Trainer.step, tmp_path / "stopped"
 
     def stop_at_7(self):
@@ -151,9 +178,9 @@ def test_a_resumed_run_equals_one_that_never_stopped(data_root, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(train.Trainer, "step", stop_at_7)
-        train_tiny(data_root, folder, "--dropout", 0.2)
+        train_tiny(data_root, folder, *flags)
     assert torch.load(folder / "last.pt")["iteration"] == 7
-    train_tiny(data_root, folder, "--dropout", 0.2, "--resume")
+    train_tiny(data_root, folder, *flags, "--resume")
     assert_same_run(straight, folder)
 
 
