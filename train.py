@@ -327,7 +327,7 @@ def parse_args(args=None):
     group.add_argument("--windows", default="auto", choices=["auto", "poem", "stream"], help=WINDOWS_HELP)
     group.add_argument("--optimizer", default="muon", choices=["adamw", "muon"], help=OPTIMIZER_HELP)
     group.add_argument("--lr", type=rate, default=0.01, help="AdamW's learning rate at its highest")
-    group.add_argument("--muon_lr", type=rate, default=0.02, help="Muon's learning rate at its highest")
+    group.add_argument("--muon_lr", type=rate, default=0.008, help="Muon's learning rate at its highest")
     group.add_argument("--warmup_iters", type=number(int, 0), default=100, help="iterations of linear warm-up")
     group.add_argument("--weight_decay", type=rate, default=0.1, help="of the weight matrices")
     group.add_argument("--grad_clip", type=rate, default=1.0, help="largest norm of the gradient")
