@@ -73,4 +73,4 @@ lint: .venv/installed-dev
 	$(PY) -m ruff check .
 
 clean:
-	rm -rf .venv .tmp __pycache__ tests/__pycache__ .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv __pycache__ tests/__pycache__ .pytest_cache .ruff_cache .hypothesis

@@ -99,7 +99,7 @@ def run(main: Callable[[], None]) -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(r"can't allocate memory|out of memory", str(error)):
             raise
-        _fail("out of memory: choose a smaller --batchsize, --max_seq_len or model")
+        _fail("out of memory: choose a smaller batch, window or model")
 
 
 _ENVIRONMENT_ERRORS = {

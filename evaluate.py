@@ -8,6 +8,7 @@ With --out FILE.md, the table and the poems are written into that file, between 
 
 import json
 import math
+import os
 import re
 import shlex
 import sys
@@ -16,8 +17,10 @@ from pathlib import Path
 from cli import ArgumentParser, UserError, atomic_write, number, run
 from model import load_model
 from runlog import plot_curves, read_log
-from sample import samples
+from sample import canonical_title, read_start, samples
 
+CURVES = ["train_loss", "val_loss", "train_perplexity", "val_perplexity"]
+PICTURES = [".png", ".jpg", ".svg", ".pdf"]
 BEGIN, END = "<!-- ablation -->", "<!-- /ablation -->"
 
 
@@ -40,6 +43,8 @@ def read_run(folder: Path) -> tuple[dict, list[dict]]:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         rows = read_log(folder / "log.csv")
         result["train_loss"] = rows[-1]["train_loss"]
+        if any(not {"iter", *CURVES} <= row.keys() for row in rows):
+            raise ValueError("log.csv lacks columns")
         return {key: float(result.get(key, math.nan)) for key in RESULT_COLUMNS}, rows
     except FileNotFoundError as error:
         raise UserError(f"no finished run in {folder} ({error.filename}): run train.py --ckpt_path {folder}") from None
@@ -57,25 +62,29 @@ def markdown_table(results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def report(folders: list[Path], start: str, max_new_tokens: int, seed: int, picture: Path | None) -> str:
-    """The comparison as Markdown; draws the curves into `picture`."""
+def report(folders: list[Path], start: str, max_new_tokens: int, seed: int, picture: Path | None, link: str) -> str:
+    """The comparison as Markdown; draws the curves into `picture`, which the text shows as `link`."""
     results, logs, poems = {}, {}, []
     for folder in folders:
-        results[folder.name], logs[folder.name] = read_run(folder)
+        name = str(folder) if [other.name for other in folders].count(folder.name) > 1 else folder.name
+        results[name], logs[name] = read_run(folder)
         model, vocabulary = load_model(folder)
-        [sample] = samples(model, vocabulary, start, 1, max_new_tokens, seed)
-        poems.append(f"`{folder.name}`:\n\n```\n{sample.text.strip()}\n```")
+        [sample] = samples(model, vocabulary, canonical_title(start, vocabulary.aliases), 1, max_new_tokens, seed)
+        poems.append(f"`{name}`:\n\n```\n{sample.text.strip()}\n```")
     parts = [f"```sh\n{shlex.join(['python', *sys.argv])}\n```", markdown_table(results)]
     if picture:
         plot_curves(logs, picture)
-        parts.append(f"![loss and perplexity of {', '.join(logs)}]({picture.name})")
+        parts.append(f"![loss and perplexity of {', '.join(logs)}]({link})")
     return "\n\n".join(parts + poems)
 
 
 def write_section(path: Path, text: str) -> None:
     """Puts text between the marker lines of a Markdown file, or at its end if it has none."""
     section = f"{BEGIN}\n{text}\n{END}"
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
+    try:
+        old = path.read_text(encoding="utf-8") if path.exists() else ""
+    except UnicodeDecodeError:
+        raise UserError(f"--out {path} is not a text in UTF-8: name another file") from None
     new, found = re.subn(f"{BEGIN}.*?{END}", lambda _: section, old, count=1, flags=re.DOTALL)
     with atomic_write(path, "w") as file:
         file.write(new if found else f"{old}\n{section}\n".lstrip())
@@ -86,7 +95,7 @@ def parse_args(args=None):
     parser.add_argument("--ckpt_path", nargs="+", default=["workdirs/quansongci"], help="the folders of the runs")
     parser.add_argument("--out", help="a Markdown file for the report; the picture gets its name and .png")
     parser.add_argument("--picture", help="another place for the picture of the curves")
-    parser.add_argument("--start", default="+++清平乐\n", help="what the poem of each run begins with")
+    parser.add_argument("--start", default=r"+++清平乐\n", help="what the poem of each run begins with")
     parser.add_argument("--max_new_tokens", type=number(int, 0), default=120, help="characters of each poem's text")
     parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=1, help="of the poems")
     return parser.parse_args(args)
@@ -95,8 +104,14 @@ def parse_args(args=None):
 def main() -> None:
     args = parse_args()
     out = Path(args.out) if args.out else None
+    if out and (out.is_dir() or not out.name):
+        raise UserError(f"--out {out} is a folder: name a Markdown file")
     picture = Path(args.picture) if args.picture else out and out.with_suffix(".png")
-    text = report([Path(path) for path in args.ckpt_path], args.start, args.max_new_tokens, args.seed, picture)
+    if picture and picture.suffix not in PICTURES:
+        raise UserError(f"--picture {picture}: its name must end in {', '.join(PICTURES)}")
+    link = Path(os.path.relpath(picture, out.parent if out else ".")).as_posix() if picture else ""
+    folders, start = [Path(path) for path in args.ckpt_path], read_start(args.start)
+    text = report(folders, start, args.max_new_tokens, args.seed, picture, link)
     print(text)
     if out:
         write_section(out, text)

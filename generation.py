@@ -62,9 +62,9 @@ class CacheSlice:
 class Context:
     """The part of a growing text that the model sees, as it saw texts in training; at most max_seq_len tokens.
 
-    Trained on windows that begin at title lines (config.title): what follows the newest title mark; when the window is
-    full, its older half is dropped. Trained on windows that begin anywhere: the same without titles, and `keep` says
-    which share of a full window stays. exact: the newest max_seq_len tokens at every step.
+    Trained on windows of poems (config.title): from the newest title mark on; when the window is full, its older half
+    is dropped. Trained on windows that begin anywhere: the same without titles, and `keep` says which share of a full
+    window stays. exact: of a full window, only the oldest token is dropped.
     """
 
     def __init__(self, config: GPTConfig, prompt: list[int], keep: float = KEEP, exact: bool = False):
@@ -135,7 +135,7 @@ DEFAULT = Controls()
 
 
 def sample_next(logits: Tensor, uniform: Tensor, controls: Controls, seen: Tensor | None = None) -> Tensor:
-    """Chooses a token in each row of logits (B, V) by a number `uniform` (B,) in [0, 1); returns (B,) ids.
+    """Chooses a token in each row of logits (B, V) by a number `uniform` (B,) in [0, 1), on the CPU; returns (B,) ids.
 
     1. The logits of tokens that the text has already (`seen`, (B, V) booleans) lose by the repetition penalty: divided
        by it if positive, multiplied if negative (Keskar et al. 2019).
@@ -149,10 +149,10 @@ def sample_next(logits: Tensor, uniform: Tensor, controls: Controls, seen: Tenso
         logits = torch.where(seen, logits * factor, logits)
     if controls.temperature == 0:
         return logits.argmax(dim=-1)
-    # Sorted, so that steps 3 and 4 cut off the end. In double precision and with the largest at 0, so that no
-    # temperature, however small, gives infinities.
+    # Sorted, so that steps 3 and 4 cut off the end. In double precision (on the CPU: not every device has it) and with
+    # the largest at 0, so that no temperature, however small, gives infinities.
     k = min(controls.top_k or logits.size(-1), logits.size(-1))
-    logits, ids = logits.topk(k, dim=-1)
+    logits, ids = (x.cpu() for x in logits.topk(k, dim=-1))
     logits = logits.double()
     cumulated = torch.softmax((logits - logits[:, :1]) / controls.temperature, dim=-1).cumsum(dim=-1)
     total = cumulated[:, -1:]
@@ -219,8 +219,8 @@ def generate(
         if not rows:
             return
         logits = next_logits(model, [texts[row].context for row in rows], cache, rows)
-        uniform = torch.tensor([texts[row].uniform() for row in rows], dtype=torch.double, device=model.device)
-        ids = sample_next(logits, uniform, controls, None if seen is None else seen[rows])
+        uniform = torch.tensor([texts[row].uniform() for row in rows], dtype=torch.double)
+        ids = sample_next(logits, uniform, controls, None if seen is None else seen[rows]).to(model.device)
         if seen is not None:
             seen[rows, ids] = True
         gains = torch.log_softmax(logits.float(), dim=-1).gather(-1, ids[:, None]).flatten()

@@ -40,8 +40,8 @@ class GPTConfig:
     dropout: float = 0.0
     no_pos: bool = False
     no_res: bool = False
-    # The token ids of "\n+++" if every window of the training began at a title line: sampling then begins a new window
-    # where they occur. Empty if the windows began anywhere.
+    # The token ids of "\n+++" if it was trained on windows of poems: sampling begins a new window where they occur.
+    # Empty if its windows began anywhere.
     title: tuple[int, ...] = ()
 
     def __post_init__(self):
@@ -245,6 +245,8 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> tuple[GPT
         weights = checkpoint["model"]
         if len(vocabulary) != config.vocab_size or f"layers.{config.n_layer - 1}.attention.out.weight" not in weights:
             raise ValueError("its parts do not belong together")
+        if config.title and not (len(config.title) == 4 and set(config.title) <= set(range(config.vocab_size))):
+            raise ValueError("its title mark is none")
         with torch.device("meta"):  # no memory before the weights are seen to fit
             model = GPT(config)
         model.load_state_dict(weights, assign=True)

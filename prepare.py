@@ -11,6 +11,7 @@ or from GitHub and cleaned.
 """
 
 import codecs
+import contextlib
 import difflib
 import io
 import os
@@ -118,7 +119,7 @@ def load_dataset(data_root: str | Path) -> tuple[Vocabulary, np.ndarray, np.ndar
     for name in ("train.bin", "val.bin"):
         path = Path(data_root) / name
         size = path.stat().st_size if path.is_file() else 0
-        if size == 0 or size % vocabulary.dtype.itemsize:
+        if size < 2 * vocabulary.dtype.itemsize or size % vocabulary.dtype.itemsize:
             raise UserError(f"{path} is missing or truncated: run prepare.py --data_root {data_root}")
         ids = np.memmap(path, dtype=vocabulary.dtype, mode="r")
         if ids.max() >= len(vocabulary):
@@ -174,7 +175,8 @@ def prepare(data_root: str | Path, source_url: str = quansongci.GITHUB_URL) -> t
             source = new / "input.txt"
             source.write_bytes(quansongci.as_text(poems).encode())
         elif (folder / "meta.pkl").is_file():
-            aliases = Vocabulary.load(folder / "meta.pkl").aliases  # input.txt does not hold them
+            with contextlib.suppress(UserError):  # a damaged one is about to be replaced
+                aliases = Vocabulary.load(folder / "meta.pkl").aliases  # input.txt does not hold them
         vocabulary, length = scan(source, aliases)
         vocabulary.save(new / "meta.pkl")
         cut = int(length * 0.9)

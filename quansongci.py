@@ -5,6 +5,7 @@ npm package of the same name also carries. `obtain()` fetches them, `clean()` tu
 """
 
 import hashlib
+import http.client
 import json
 import re
 import shutil
@@ -29,6 +30,8 @@ GITHUB_URL = (
     "https://raw.githubusercontent.com/chinese-poetry/chinese-poetry/d651e494e0ecb49555f9f473aa7c97ed0e4b53b7/宋词"
 )
 STALL_SECONDS = 60  # a source that sends nothing for so long is given up
+
+FETCH_ERRORS = (OSError, ValueError, KeyError, EOFError, tarfile.TarError, http.client.HTTPException)
 
 HAN = "〇㐀-䶿一-鿿\U00020000-\U000323af"
 NORMALISE = str.maketrans(
@@ -57,7 +60,7 @@ def obtain(folder: Path, github_url: str = GITHUB_URL) -> list[dict]:
     for source, fetch in (("npm", _from_npm), ("GitHub", lambda: _from_github(github_url))):
         try:
             return _verified(fetch())
-        except (OSError, ValueError, KeyError, subprocess.SubprocessError, tarfile.TarError, EOFError) as error:
+        except FETCH_ERRORS as error:
             failures.append(f"{source}: {error}")
             if source == "npm":
                 print(f"全宋词 from {failures[-1]}; now from GitHub")

@@ -120,7 +120,7 @@ def parse_args(args=None):
     positive = number(int, 1)
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
     parser.add_argument("--ckpt_path", default="workdirs/quansongci", help="the folder of a run of train.py")
-    parser.add_argument("--start", default="\n", help="the text to go on from, or FILE:path")
+    parser.add_argument("--start", default=r"\n", help="the text to go on from, or FILE:path")
     parser.add_argument("--num_samples", type=positive, default=10, help="number of samples")
     parser.add_argument("--max_new_tokens", type=number(int, 0), default=500, help="characters to add to each")
     parser.add_argument("--stop_at_poem_end", action="store_true", help="end each sample when its poem ends")
@@ -138,7 +138,9 @@ def parse_args(args=None):
     group.add_argument(
         "--top_p", type=number(float, 0, 1), help="choose among the likeliest that reach this probability"
     )
-    group.add_argument("--repetition_penalty", type=number(float, 1), default=1.0, help="against repetition; 1: none")
+    group.add_argument(
+        "--repetition_penalty", type=number(float, 1, 1e6), default=1.0, help="against repetition; 1: none"
+    )
 
     group = parser.add_argument_group("how they are made and shown")
     group.add_argument("--batch", type=positive, default=100, help="samples made at a time; bounds the memory")
@@ -146,10 +148,13 @@ def parse_args(args=None):
     group.add_argument("--format", default="text", choices=["text", "jsonl"], help="jsonl: a line of JSON a sample")
     group.add_argument("--exact_window", action="store_true", help="past the window, always see a full one; slow")
     group.add_argument("--keep", type=number(float, 0, below=1), default=KEEP, help=KEEP_HELP)
-    return parser.parse_args(args)
+    args = parser.parse_args(args)
+    if args.stream and args.format == "jsonl":
+        parser.error("--stream and --format jsonl exclude each other")
+    return args
 
 
-KEEP_HELP = "share of a full window that stays when it is moved on; for models trained on a stream"
+KEEP_HELP = "share of a full window that stays when it is moved on; models of poems always keep half, as in training"
 
 
 def main() -> None:

@@ -36,9 +36,9 @@ from prepare import DEFAULT_DATA_ROOT, load_dataset
 from runlog import LOG_FIELDS, log_line, plot_curves, write_log
 from windows import PoemWindows, Windows, poem_loss, stream_loss, title_ids
 
-SAME_ON_RESUME = [
-    *("model", "n_layer", "n_head", "n_embd", "dropout", "no_pos", "no_res", "max_seq_len", "batchsize", "seed"),
-    *("windows", "optimizer", "lr", "muon_lr", "weight_decay", "warmup_iters", "grad_clip", "ema"),
+SAME_ON_RESUME = [  # flags, and fields of the model's configuration
+    *("n_layer", "n_head", "n_embd", "dropout", "no_pos", "no_res", "max_seq_len", "windows", "batchsize", "seed"),
+    *("optimizer", "lr", "muon_lr", "weight_decay", "warmup_iters", "grad_clip", "ema"),
 ]
 RUN_FILES = ["config.json", "log.csv", "loss&perplexity.jpg", "best.pt", "last.pt", "result.json"]
 
@@ -58,11 +58,14 @@ class Trainer:
         self.folder = Path(args.ckpt_path)
         self.device = choose_device(args.device)
         self.dtype = choose_dtype(args.dtype, self.device)
+        self.auto_dtype = args.dtype == "auto"
         self.vocabulary, train_tokens, self.val_tokens = load_dataset(args.data_root)
         title = title_ids(self.vocabulary)
         poems = PoemWindows.of(train_tokens, title, args.max_seq_len)
         self.val_poems = PoemWindows.of(self.val_tokens, title, args.max_seq_len)
         self.by_poem = use_poem_windows(args.windows, len(poems), len(self.val_poems))
+        args.windows = "poem" if self.by_poem else "stream"  # so that the files of the run tell what "auto" was
+        args.dtype = str(self.dtype).removeprefix("torch.")
         self.windows = Windows(train_tokens, args.max_seq_len, args.seed, poems if self.by_poem else None)
         torch.manual_seed(args.seed)
         config = model_config(args, len(self.vocabulary), title if self.by_poem else ())
@@ -81,17 +84,31 @@ class Trainer:
         model, vocabulary, checkpoint = load_checkpoint(path, self.device)
         if vocabulary.chars != self.vocabulary.chars:
             raise UserError(f"{path} was trained on another vocabulary than that of {self.args.data_root}")
-        for name, value in checkpoint["args"].items():
-            if name in SAME_ON_RESUME and value != getattr(self.args, name):
-                raise UserError(f"--{name} {getattr(self.args, name)} contradicts {path}, which has {value}")
+        try:
+            before = {**checkpoint["args"], **asdict(model.config)}
+            wanted = {**vars(self.args), **asdict(self.model.config)}
+            for name in SAME_ON_RESUME:
+                if before[name] != wanted[name]:
+                    raise UserError(f"--{name} {wanted[name]} contradicts {path}, which has {before[name]}")
+            for name in ("iteration", "best_loss", "seconds", "rows", "recent"):
+                setattr(self, name, checkpoint[name])
+            self.load_state(model, checkpoint)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            raise UserError(f"{path} cannot be resumed from ({error!r}): start again with --overwrite") from None
+        finished = bool(self.rows) and "stream_val_loss" in self.rows[-1]
+        if self.args.iters < self.iteration or (self.args.iters == self.iteration and not finished):
+            raise UserError(f"--iters {self.args.iters}: {path} is at iteration {self.iteration} already; give more")
+
+    def load_state(self, model: GPT, checkpoint: dict) -> None:
         self.model.load_state_dict(model.state_dict())
         if self.average is not None:
             self.average.load_state_dict(checkpoint["average"])
         for optimizer, state in zip(self.optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         torch.set_rng_state(checkpoint["rng"].cpu())
-        for name in ("iteration", "best_loss", "seconds", "rows", "recent"):
-            setattr(self, name, checkpoint[name])
+        if self.auto_dtype:  # the measurement might come out otherwise this time
+            self.args.dtype = checkpoint["args"]["dtype"]
+            self.dtype = choose_dtype(self.args.dtype, self.device)
 
     @property
     def result_model(self) -> GPT:
@@ -126,13 +143,12 @@ class Trainer:
             features, _ = self.model.features(inputs)
         loss = head_loss(features, self.model.head.weight, targets, self.dtype)
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.grad_clip).item()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.grad_clip or math.inf).item()
         value = loss.item()
         if not math.isfinite(value) or not math.isfinite(norm):
-            raise UserError(
-                f"the loss is {value}, its gradient's norm {norm} at iteration {self.iteration}: lower --lr; "
-                f"the last good checkpoint is in {self.folder}"
-            )
+            kept = "; the last good checkpoint is last.pt" if (self.folder / "last.pt").exists() else ""
+            where = f"at iteration {self.iteration} in {self.folder}"
+            raise UserError(f"the loss is {value}, its gradient's norm {norm} {where}: lower --lr and --muon_lr{kept}")
         for optimizer in self.optimizers:
             optimizer.step()
         self.model.zero_grad(set_to_none=True)
@@ -233,20 +249,6 @@ class Trainer:
                     raise KeyboardInterrupt
 
 
-SAME_ON_RESUME = [
-    "model",
-    "n_layer",
-    "n_head",
-    "n_embd",
-    "dropout",
-    "no_pos",
-    "no_res",
-    "max_seq_len",
-    "batchsize",
-    "seed",
-]
-
-
 def use_poem_windows(wanted: str, train_poems: int, val_poems: int) -> bool:
     """What --windows means for a text with so many poems. Raises UserError if it asks for poems and there are none."""
     if wanted == "poem" and not (train_poems and val_poems):
@@ -277,22 +279,27 @@ def model_config(args, vocab_size: int, title: tuple[int, ...] = ()) -> GPTConfi
     return GPTConfig(vocab_size, args.max_seq_len, **sizes, no_pos=args.no_pos, no_res=args.no_res, title=title)
 
 
-def prepare_folder(args) -> None:
-    """Makes the run's folder, or makes sure that the run in it may go on or may go."""
+def check_folder(args) -> None:
+    """Raises UserError if --ckpt_path holds a run that was not asked for, or none where one was."""
     folder = Path(args.ckpt_path)
-    found = [name for name in RUN_FILES if (folder / name).exists()]
+    found = [name for name in RUN_FILES if name != "config.json" and (folder / name).exists()]
     if args.resume and "last.pt" not in found:
         raise UserError(f"nothing to resume: no last.pt in {folder}")
     if found and not (args.resume or args.overwrite):
         raise UserError(f"{folder} holds a run already: go on with --resume, or start again with --overwrite")
+
+
+def begin_folder(args) -> None:
+    """Makes the run's folder, writes config.json and, unless the run goes on, removes what an earlier one has left."""
+    folder = Path(args.ckpt_path)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / "config.json", "w") as file:
         versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
         json.dump({**vars(args), "versions": versions}, file, indent=2, ensure_ascii=False)
     if not args.resume:
-        for name in found:
+        for name in RUN_FILES:
             if name != "config.json":
-                (folder / name).unlink()
+                (folder / name).unlink(missing_ok=True)
 
 
 WINDOWS_HELP = "where samples begin: at title lines (poem), anywhere (stream); auto: poem if the text has +++ titles"
@@ -303,7 +310,7 @@ DTYPE_HELP = "type of the large products; auto: bfloat16 where a short measureme
 
 def parse_args(args=None):
     parser = ArgumentParser(__doc__)
-    positive, rate = number(int, 1), number(float, 0)
+    positive, size, rate = number(int, 1, 10**9), number(int, 1, 10**6), number(float, 0, 1e6)
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
     parser.add_argument("--ckpt_path", default="workdirs/quansongci", help="the folder for this run's files")
     parser.add_argument("--resume", action="store_true", help="go on with the run in CKPT_PATH")
@@ -313,24 +320,29 @@ def parse_args(args=None):
 
     group = parser.add_argument_group("model")
     group.add_argument("--model", default="mini", choices=PRESETS, help="sizes by name, the next four override them")
-    group.add_argument("--n_layer", type=positive, help="number of transformer layers")
-    group.add_argument("--n_head", type=positive, help="number of attention heads h in a layer")
-    group.add_argument("--n_embd", type=positive, help="feature channels C, a multiple of the heads")
+    group.add_argument("--n_layer", type=size, help="number of transformer layers")
+    group.add_argument("--n_head", type=size, help="number of attention heads h in a layer")
+    group.add_argument("--n_embd", type=size, help="feature channels C, a multiple of the heads")
     group.add_argument("--dropout", type=number(float, 0, below=1), help="share of activations dropped in training")
-    group.add_argument("--max_seq_len", type=positive, default=64, help="length L of the sequences")
+    group.add_argument("--max_seq_len", type=size, default=64, help="length L of the sequences")
     group.add_argument("--no_pos", action="store_true", help="leave out the position embedding")
     group.add_argument("--no_res", action="store_true", help="leave out the residual connections")
 
     group = parser.add_argument_group("training")
-    group.add_argument("--iters", type=positive, default=2000, help="number of iterations")
-    group.add_argument("--batchsize", type=positive, default=16, help="sequences B in an iteration")
+    group.add_argument(
+        "--iters",
+        type=positive,
+        default=2000,
+        help="number of iterations; may be raised on --resume, the rates then fall to 0 at the new end",
+    )
+    group.add_argument("--batchsize", type=size, default=16, help="sequences B in an iteration")
     group.add_argument("--windows", default="auto", choices=["auto", "poem", "stream"], help=WINDOWS_HELP)
     group.add_argument("--optimizer", default="muon", choices=["adamw", "muon"], help=OPTIMIZER_HELP)
     group.add_argument("--lr", type=rate, default=0.01, help="AdamW's learning rate at its highest")
     group.add_argument("--muon_lr", type=rate, default=0.008, help="Muon's learning rate at its highest")
     group.add_argument("--warmup_iters", type=number(int, 0), default=100, help="iterations of linear warm-up")
     group.add_argument("--weight_decay", type=rate, default=0.1, help="of the weight matrices")
-    group.add_argument("--grad_clip", type=rate, default=1.0, help="largest norm of the gradient")
+    group.add_argument("--grad_clip", type=rate, default=1.0, help="largest norm of the gradient; 0: any")
     group.add_argument("--ema", type=number(float, 0, below=1), default=0.0, help=EMA_HELP)
     group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help=DTYPE_HELP)
     group.add_argument("--eval_interval", type=positive, default=100, help="iterations between evaluations")
@@ -345,10 +357,12 @@ def main() -> None:
     args = parse_args()
     keep_large_blocks()
     trainer = Trainer(args)
-    prepare_folder(args)
+    check_folder(args)
     if args.resume:
         trainer.resume()
-    print(" ".join(f"--{name} {value}" for name, value in vars(args).items() if value not in (None, False)))
+    begin_folder(args)
+    given = {name: value for name, value in vars(args).items() if value is not None and value is not False}
+    print(" ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items()))
     sizes = ", ".join(f"{name} {value}" for name, value in asdict(trainer.model.config).items())
     print(f"{trainer.model.num_parameters():,} parameters on {trainer.device}, {trainer.dtype}: {sizes}")
     trainer.train()

@@ -113,7 +113,7 @@ def stack_windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> tuple[
     return torch.from_numpy(inputs.copy()), torch.from_numpy(targets)
 
 
-LATER_SHARE = 0.25  # of the poems' later windows that an epoch takes; see docs/results.md
+LATER_SHARE = 0.1  # of the poems' later windows that an epoch takes; see docs/results.md
 
 
 class Windows:

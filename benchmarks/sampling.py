@@ -2,8 +2,8 @@
 
   ours           generation.py, all texts together, with its cache
   plain loop     one text after another, the whole window through the model for each token, no cache
-  transformers   generate() of GPT2LMHeadModel with its cache, on the same weights; as far as the window reaches,
-                 in pieces, since it does not go past it
+  transformers   generate() of a GPT2LMHeadModel of the same size with its cache, in pieces as long as the window,
+                 since it does not go past it
 
 Each is run in a process of its own, with fresh weights: what the texts say does not matter here.
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import matplotlib.image
 from conftest import train_tiny
@@ -29,5 +30,24 @@ def test_runs_are_compared_in_a_table_a_picture_and_a_poem_each(call, data_root,
 def test_a_run_that_is_not_finished_or_damaged_is_said(assert_user_error, ckpt_path, tmp_path):
     assert_user_error(evaluate, "--ckpt_path", tmp_path, words=["no finished run", "run train.py"])
     (tmp_path / "result.json").write_text("[1]")
-    (tmp_path / "log.csv").write_text("iter\n1\n")
+    (tmp_path / "log.csv").write_text("iter,train_loss\n1,1\n")
     assert_user_error(evaluate, "--ckpt_path", tmp_path, words=["damaged"])
+    (tmp_path / "result.json").write_text("{}")
+    assert_user_error(evaluate, "--ckpt_path", tmp_path, words=["damaged"])
+
+
+def test_runs_of_one_name_are_told_apart(call, ckpt_path, tmp_path):
+    other = shutil.copytree(ckpt_path, tmp_path / ckpt_path.name)
+    _, printed, _ = call(evaluate, "--ckpt_path", ckpt_path, other, "--max_new_tokens", 3)
+    assert f"| {ckpt_path} |" in printed and f"| {other} |" in printed
+
+
+def test_outputs_that_cannot_be_written_are_said(assert_user_error, ckpt_path, tmp_path):
+    (tmp_path / "latin.md").write_bytes(b"caf\xe9")
+    for flags, words in (
+        (["--picture", tmp_path / "p.xyz"], "must end in .png"),
+        (["--out", tmp_path], "is a folder"),
+        (["--out", tmp_path / "latin.md", "--max_new_tokens", 0], "not a text in UTF-8"),
+        (["--start", ""], "--start is empty"),
+    ):
+        assert_user_error(evaluate, "--ckpt_path", ckpt_path, *flags, words=[words])

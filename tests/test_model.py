@@ -239,7 +239,14 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     torch.save({"model": torch.nn.Linear(2, 2)}, path)  # a pickled class
     with pytest.raises(UserError, match="damaged"):
         load_checkpoint(path)
-    for change in ({"n_layer": 10**6}, {"n_embd": 10**9}, {"vocab_size": 51}, {"max_seq_len": 17}, {"n_head": 3}):
+    for change in (
+        {"n_layer": 10**6},
+        {"n_embd": 10**9},
+        {"vocab_size": 51},
+        {"max_seq_len": 17},
+        {"n_head": 3},
+        {"title": (0,)},
+    ):
         save_checkpoint(path, make(config), vocabulary)
         checkpoint = torch.load(path)
         checkpoint["config"].update(change)

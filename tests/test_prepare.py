@@ -125,6 +125,13 @@ def test_aliases_stay_when_the_data_set_is_made_again(tmp_path):
     assert prepare.load_vocabulary(tmp_path).aliases == {"酹江月": "念奴娇"}
 
 
+def test_a_damaged_meta_is_made_anew(tmp_path):
+    prepare.prepare(write(tmp_path, song_text(5).encode()))
+    (tmp_path / "meta.pkl").write_bytes(b"damaged")
+    prepare.prepare(tmp_path)
+    assert_as_in_the_handout(tmp_path, song_text(5))
+
+
 def data_set(folder) -> dict[str, bytes]:
     prepare.finish_replacing(folder)  # what every reader does first
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
@@ -210,6 +217,8 @@ def test_data_that_do_not_belong_together_are_found(data_root, tmp_path):
         broken("train.bin", b"\xff\xff" * 100)
     with pytest.raises(UserError, match=r"val\.bin is missing or truncated"):
         broken("val.bin", b"\x01")
+    with pytest.raises(UserError, match=r"val\.bin is missing or truncated"):
+        broken("val.bin", b"\x01\x00")  # one token, and none to predict
     with pytest.raises(UserError, match=r"val\.bin is missing or truncated"):
         broken("val.bin", b"")
 

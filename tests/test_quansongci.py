@@ -153,6 +153,11 @@ def test_without_a_network_one_line_tells_the_ways_out(tmp_path, file_server, no
     assert os.listdir(folder) == []
 
 
+@pytest.mark.parametrize("url", ["http://localhost:port", "http://a b", "nonsense", "http://127.0.0.1:9"])
+def test_a_source_url_that_leads_nowhere_is_one_line(url, tmp_path, no_npm, assert_user_error):
+    assert_user_error(prepare, "--data_root", tmp_path / "quansongci", "--source_url", url, words=["Ways out"])
+
+
 def test_an_npm_that_fails_is_reported_and_left_behind(tmp_path, monkeypatch):
     npm = tmp_path / "npm"
     npm.write_text("#!/bin/sh\nexit 7\n")

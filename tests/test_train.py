@@ -184,19 +184,60 @@ def test_a_resumed_run_equals_one_that_never_stopped(data_root, tmp_path):
     assert_same_run(straight, folder)
 
 
-def test_resume_refuses_other_settings_and_other_data(data_root, ckpt_path, tmp_path, assert_user_error):
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--n_embd", 32], "--n_embd 32 contradicts"),
+        (["--seed", 3], "--seed 3 contradicts"),
+        (["--windows", "stream"], "--windows stream contradicts"),
+        (["--optimizer", "adamw"], "--optimizer adamw contradicts"),
+        (["--lr", 0.5], "--lr 0.5 contradicts"),
+        (["--ema", 0.9], "--ema 0.9 contradicts"),
+        (["--iters", 11], "is at iteration 12 already"),
+    ],
+)
+def test_resume_refuses_other_settings_and_changes_nothing(
+    data_root, ckpt_path, tmp_path, assert_user_error, flags, words
+):
+    folder = shutil.copytree(ckpt_path, tmp_path / "run")
+    arguments = ["--data_root", data_root, "--ckpt_path", folder, *TINY, *QUICK, "--resume", *flags]
+    assert_user_error(train, *arguments, words=[words])
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == {p.name: p.read_bytes() for p in ckpt_path.iterdir()}
+
+
+def test_resume_refuses_other_data_and_other_files(data_root, ckpt_path, tmp_path, assert_user_error):
     folder = shutil.copytree(ckpt_path, tmp_path / "run")
     flags = ["--ckpt_path", folder, *TINY, *QUICK, "--resume"]
-    assert_user_error(train, "--data_root", data_root, *flags, "--n_embd", 32, words=["--n_embd 32", "16"])
     other = tmp_path / "other"
     other.mkdir()
     (other / "input.txt").write_text(song_text(30) + "另", encoding="utf-8")
     prepare.prepare(other)
     assert_user_error(train, "--data_root", other, *flags, words=["another vocabulary"])
-    assert_user_error(
-        train, "--data_root", data_root, "--ckpt_path", tmp_path / "none", "--resume", words=["no last.pt"]
-    )
-    assert weights(folder)["norm.weight"].equal(weights(ckpt_path)["norm.weight"])
+    shutil.copy(folder / "best.pt", folder / "last.pt")
+    assert_user_error(train, "--data_root", data_root, *flags, words=["cannot be resumed from"])
+    (folder / "last.pt").unlink()
+    assert_user_error(train, "--data_root", data_root, *flags, words=["no last.pt"])
+
+
+def test_a_finished_run_may_be_resumed_and_go_on(data_root, ckpt_path, tmp_path):
+    folder = shutil.copytree(ckpt_path, tmp_path / "run")
+    train_tiny(data_root, folder, "--resume")
+    assert_same_run(folder, ckpt_path)
+    train_tiny(data_root, folder, "--resume", "--iters", 20)
+    assert json.loads((folder / "result.json").read_text())["iters"] == 20
+    assert [int(row["iter"]) for row in read_log(folder)] == [4, 8, 12, 16, 20]
+
+
+def test_a_run_that_failed_before_its_first_checkpoint_is_no_run(data_root, tmp_path, assert_user_error):
+    flags = ["--data_root", data_root, "--ckpt_path", tmp_path / "run", *TINY, *QUICK]
+    line = assert_user_error(train, *flags, "--lr", 1e6, "--muon_lr", 1e6, "--weight_decay", 1e6, words=["lower --lr"])
+    assert "last.pt" not in line and os.listdir(tmp_path / "run") == ["config.json"]
+    train_tiny(data_root, tmp_path / "run")
+
+
+def test_config_tells_what_auto_was(ckpt_path):
+    config = json.loads((ckpt_path / "config.json").read_text())
+    assert config["windows"] == "poem" and config["dtype"] in ("float32", "bfloat16")
 
 
 def test_a_run_is_not_destroyed_without_being_asked(data_root, ckpt_path, tmp_path, assert_user_error):
@@ -239,6 +280,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(data_r
         (["--model", "giant"], "invalid choice: 'giant'"),
         (["--max_seq_len", "100000"], "too few for --max_seq_len 100000"),
         (["--resume", "--overwrite"], "exclude each other"),
+        (["--max_seq_len", "9" * 20], "--max_seq_len"),
+        (["--n_embd", "9" * 20], "--n_embd"),
         (["--workdirs/quansongci"], "--ckpt_path workdirs/quansongci was meant"),
         (["--data_root", "data/quansonci"], "did you mean data/quansongci?"),
     ],

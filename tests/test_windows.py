@@ -135,13 +135,13 @@ def test_the_poem_loss_is_the_mean_over_the_poems_characters():
 
 
 def test_an_epoch_of_poem_windows_takes_all_first_ones_and_a_share_of_the_later():
-    tokens, starts = poems_of(9, 30, 25, 60, 44, 70, 80)
+    tokens, starts = poems_of(9, 30, 25, 60, 44, 70, 80, 90, 90, 90)
     poems = PoemWindows.of(tokens, TITLE_IDS, 16)
     later = set(poems.start) - set(starts)
     windows = Windows(tokens, 16, 1, poems)
-    assert windows.per_epoch == len(starts) + round(0.25 * len(later))
-    epochs = [[windows._start(e * windows.per_epoch + i) for i in range(windows.per_epoch)] for e in range(20)]
+    assert windows.per_epoch == len(starts) + round(0.1 * len(later))
+    epochs = [[windows._start(e * windows.per_epoch + i) for i in range(windows.per_epoch)] for e in range(60)]
     for epoch in epochs:
         assert len(set(epoch)) == len(epoch) and set(starts) <= set(epoch) <= set(starts) | later
-    assert len({tuple(epoch) for epoch in epochs}) == 20
+    assert len({tuple(epoch) for epoch in epochs}) == 60
     assert set().union(*epochs) == set(starts) | later  # drawn anew each time
