@@ -186,7 +186,7 @@ class GPT(nn.Module):
         """
         L = U.size(1)
         # Step 1: the positions 0, 1, …, L-1
-        positions = torch.arange(L, dtype=torch.long, device=U.device) if cache is None else cache.positions(L)
+        positions = torch.arange(L, dtype=torch.long, device=U.device) if cache is None else cache.positions
         # Step 2, 3: embeddings of tokens (B, L, C) and positions (L, C), and h_0, their sum
         x = self.token_embedding(U)
         if not self.config.no_pos:
@@ -196,7 +196,7 @@ class GPT(nn.Module):
         if cache is None:
             mask = torch.triu(torch.ones(L, L, dtype=torch.bool, device=U.device), diagonal=1)
         else:  # the same, for the tokens before these and these
-            mask = cache.mask(L)
+            mask = cache.mask
         # Step 5: the layers, one after another
         attn_weights = []
         for i, layer in enumerate(self.layers):
