@@ -63,6 +63,9 @@ def plot_curves(runs: dict[str, list[dict]], path: Path) -> None:
         if measure == "perplexity":
             axes.set_yscale("log")
         axes.grid(alpha=0.3, which="both")
-        axes.legend()
+        if len(runs) == 1:
+            axes.legend()
+    if len(runs) > 1:
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(runs))
     with atomic_write(path) as file:
         figure.savefig(file, format=path.suffix.lstrip("."), dpi=120)
