@@ -181,6 +181,8 @@ def speed(args) -> None:
             if turn > 0:  # the first warms up
                 times[name].append(seconds)
                 peaks.append(peak)
+    for pipe in pipes.values():
+        pipe.send(0)  # the end
     peak = statistics.median(peaks)
     print(f"{torch.get_num_threads()} threads, ours in {dtype}, matmul peak {peak / 1e9:.0f} GFLOP/s\n")
     print("| run | ms an iteration | tokens/s | ratio to the yardstick | share of the peak |\n|---|---|---|---|---|")
