@@ -97,10 +97,20 @@ def test_nothing_heavy_is_imported():
 def test_ctrl_c_keeps_what_was_printed_and_ends_with_130(data_root, ckpt_path):
     arguments = flags(data_root, ckpt_path, "--num_samples", 10**6, "--batch", 2, "--max_new_tokens", 20)
     command = [sys.executable, str(ROOT / "sample.py"), *map(str, arguments)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    first = [process.stdout.readline() for _ in range(5)]
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # As from a terminal: what is started in the background inherits that Ctrl-C is ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        first = [process.stdout.readline() for _ in range(5)]
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130 and "Traceback" not in err and "".join(first) + out
 
 

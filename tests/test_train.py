@@ -341,7 +341,8 @@ def test_ctrl_c_saves_and_ends_with_130(data_root, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    while not (folder / "last.pt").exists() and process.poll() is None:
+    deadline = time.monotonic() + 60
+    while not (folder / "last.pt").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
