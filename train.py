@@ -346,7 +346,7 @@ def parse_args(args=None):
     group.add_argument("--ema", type=number(float, 0, below=1), default=0.0, help=EMA_HELP)
     group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help=DTYPE_HELP)
     group.add_argument("--eval_interval", type=positive, default=100, help="iterations between evaluations")
-    group.add_argument("--eval_iters", type=positive, default=20, help="batches of validation text in an evaluation")
+    group.add_argument("--eval_iters", type=positive, default=10, help="batches of validation text in an evaluation")
     args = parser.parse_args(args)
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite exclude each other")
