@@ -65,12 +65,16 @@ ablation: $(RUN)/result.json $(RUN)_no_pos/result.json $(RUN)_no_res/result.json
 	$(call step,Comparison into docs/results.md, $(PY) evaluate.py --ckpt_path $(RUN) $(RUN)_no_pos $(RUN)_no_res \
 		--out docs/results.md --picture docs/ablation.png)
 
+# All that the tests write stays in this folder, the caches of matplotlib and Jupyter too.
+TMP := $(CURDIR)/.tmp
 test: .venv/installed-dev
-	$(call step,Tests,$(PY) -m pytest)
+	@mkdir -p $(TMP)
+	$(call step,Tests,TMPDIR=$(TMP) MPLCONFIGDIR=$(TMP)/matplotlib IPYTHONDIR=$(TMP)/ipython \
+		JUPYTER_DATA_DIR=$(TMP)/jupyter JUPYTER_RUNTIME_DIR=$(TMP)/jupyter/runtime $(PY) -m pytest)
 
 lint: .venv/installed-dev
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 
 clean:
-	rm -rf .venv __pycache__ tests/__pycache__ .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .tmp __pycache__ tests/__pycache__ .pytest_cache .ruff_cache .hypothesis

@@ -78,3 +78,10 @@ def make_optimizers(
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
     return optimizers
+
+
+def schedule(iteration: int, iters: int, warmup_iters: int) -> float:
+    """What the learning rates are multiplied by: linear from 0 to 1 in warmup_iters, and linear to 0 at the end."""
+    if iteration < warmup_iters:
+        return (iteration + 1) / warmup_iters
+    return (iters - iteration) / max(1, iters - warmup_iters)

@@ -31,23 +31,16 @@ from cli import ArgumentParser, UserError, atomic_write, number, run
 from device import choose_device, choose_dtype, keep_large_blocks
 from loss import head_loss, perplexity
 from model import GPT, PRESETS, GPTConfig, load_checkpoint, save_checkpoint
-from optim import make_optimizers
+from optim import make_optimizers, schedule
 from prepare import DEFAULT_DATA_ROOT, load_dataset
 from runlog import LOG_FIELDS, log_line, plot_curves, write_log
-from windows import PoemWindows, Windows, poem_loss, stream_loss, title_ids
+from windows import PoemWindows, Windows, poem_loss, stream_loss, title_ids, use_poem_windows
 
 SAME_ON_RESUME = [  # flags, and fields of the model's configuration
     *("n_layer", "n_head", "n_embd", "dropout", "no_pos", "no_res", "max_seq_len", "windows", "batchsize", "seed"),
     *("optimizer", "lr", "muon_lr", "weight_decay", "warmup_iters", "grad_clip", "ema"),
 ]
 RUN_FILES = ["config.json", "log.csv", "loss&perplexity.jpg", "best.pt", "last.pt", "result.json"]
-
-
-def schedule(iteration: int, iters: int, warmup_iters: int) -> float:
-    """What the learning rates are multiplied by: linear from 0 to 1 in warmup_iters, and linear to 0 at the end."""
-    if iteration < warmup_iters:
-        return (iteration + 1) / warmup_iters
-    return (iters - iteration) / max(1, iters - warmup_iters)
 
 
 class Trainer:
@@ -247,13 +240,6 @@ class Trainer:
                     self.save_last()
                     bar.write(f"stopped at iteration {self.iteration}; go on with --resume", file=sys.stderr)
                     raise KeyboardInterrupt
-
-
-def use_poem_windows(wanted: str, train_poems: int, val_poems: int) -> bool:
-    """What --windows means for a text with so many poems. Raises UserError if it asks for poems and there are none."""
-    if wanted == "poem" and not (train_poems and val_poems):
-        raise UserError("--windows poem: this text has no +++ titles in both splits; use --windows stream")
-    return wanted != "stream" and train_poems > 0 and val_poems > 0
 
 
 @contextmanager

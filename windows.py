@@ -113,6 +113,13 @@ def stack_windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> tuple[
     return torch.from_numpy(inputs.copy()), torch.from_numpy(targets)
 
 
+def use_poem_windows(wanted: str, train_poems: int, val_poems: int) -> bool:
+    """What --windows means for a text with so many poems. Raises UserError if it asks for poems and there are none."""
+    if wanted == "poem" and not (train_poems and val_poems):
+        raise UserError("--windows poem: this text has no +++ titles in both splits; use --windows stream")
+    return wanted != "stream" and train_poems > 0 and val_poems > 0
+
+
 LATER_SHARE = 0.1  # of the poems' later windows that an epoch takes; see docs/results.md
 
 

@@ -1,8 +1,11 @@
+import itertools
+import math
+
 import pytest
 import torch
 from test_model import SIZES, make
 
-from optim import Muon, make_optimizers, orthogonalize
+from optim import Muon, make_optimizers, orthogonalize, schedule
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 20), (2, 20, 8)])
@@ -61,3 +64,12 @@ def test_every_parameter_has_one_optimiser_and_only_matrices_decay(kind):
     inside = 0.02 if kind == "muon" else 0.01
     assert rates[id(model.layers[0].attention.qkv.weight)] == inside
     assert rates[id(model.token_embedding.weight)] == rates[id(model.layers[0].attention.qkv.bias)] == 0.01
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    rates = [schedule(i, 1000, 100) for i in range(1001)]
+    assert rates[0] == 0.01 and rates[99] == rates[100] == max(rates) == 1.0
+    assert math.isclose(rates[550], 0.5) and rates[1000] == 0.0
+    assert all(a < b for a, b in itertools.pairwise(rates[:100]))
+    assert all(a > b for a, b in itertools.pairwise(rates[100:]))
+    assert schedule(0, 1, 0) == 1.0 and schedule(2, 3, 100) == 0.03

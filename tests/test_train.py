@@ -1,5 +1,4 @@
 import csv
-import itertools
 import json
 import math
 import os
@@ -74,15 +73,6 @@ def test_training_learns(data_root, tmp_path):
     train_tiny(tmp_path, tmp_path / "run", "--iters", 150, "--eval_interval", 50, "--lr", 0.01, "--warmup_iters", 5)
     rows = read_log(tmp_path / "run")
     assert float(rows[-1]["val_loss"]) < 0.1 * math.log(4) and float(rows[-1]["train_loss"]) < 0.1 * math.log(4)
-
-
-def test_the_learning_rate_warms_up_and_falls_to_zero():
-    rates = [train.schedule(i, 1000, 100) for i in range(1001)]
-    assert rates[0] == 0.01 and rates[99] == rates[100] == max(rates) == 1.0
-    assert math.isclose(rates[550], 0.5) and rates[1000] == 0.0
-    assert all(a < b for a, b in itertools.pairwise(rates[:100]))
-    assert all(a > b for a, b in itertools.pairwise(rates[100:]))
-    assert train.schedule(0, 1, 0) == 1.0 and train.schedule(2, 3, 100) == 0.03
 
 
 def test_windows_follow_the_text(data_root, tmp_path, assert_user_error):
