@@ -93,7 +93,7 @@ class Trainer:
             raise UserError(f"--iters {self.args.iters}: {path} is at iteration {self.iteration} already; give more")
 
     def load_state(self, model: GPT, checkpoint: dict) -> None:
-        """Weights, optimisers, random numbers and type of numbers, as they were. Raises LookupError and others if not."""
+        """Puts weights, optimisers, random state and number type back as they were in the checkpoint."""
         self.model.load_state_dict(model.state_dict())
         if self.average is not None:
             self.average.load_state_dict(checkpoint["average"])
