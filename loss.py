@@ -37,9 +37,8 @@ class _HeadCrossEntropy(torch.autograd.Function):
             probs = torch.softmax(h @ weight_low.T, dim=-1)  # (rows, V)
             total -= (probs.gather(1, y).float().clamp(min=1e-30).log() * counts).sum()
             probs.scatter_add_(1, y, -torch.ones_like(y, dtype=dtype))
-            probs *= counts
-            grad_hidden[rows] = probs @ weight_low
-            grad_weight.addmm_(probs.T, h)
+            grad_hidden[rows] = (probs @ weight_low) * counts
+            grad_weight.addmm_(probs.T, h * counts)
         ctx.save_for_backward(grad_hidden / count, grad_weight.to(weight.dtype) / count)
         return total / count
 

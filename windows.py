@@ -99,10 +99,11 @@ def loss_sum(model: GPT, inputs: Tensor, targets: Tensor) -> float:
     """The sum of the losses at the targets that count, without dropout."""
     training = model.training
     model.eval()
-    logits, _ = model(inputs.to(model.device))
+    features, _ = model.features(inputs.to(model.device))
     model.train(training)
-    targets = targets.to(model.device).flatten()
-    return F.cross_entropy(logits.flatten(0, 1).float(), targets, ignore_index=IGNORE, reduction="sum").item()
+    targets = targets.to(model.device)
+    counts = targets != IGNORE  # the head, half of the work, is for these only
+    return F.cross_entropy(model.head(features[counts]).float(), targets[counts], reduction="sum").item()
 
 
 def stack_windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> tuple[Tensor, Tensor]:

@@ -47,9 +47,13 @@ class Yardstick(torch.nn.Module):
         self.gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_positions=seq_len, **sizes, **no_dropout))
         self.config = argparse.Namespace(max_seq_len=seq_len)
         self.device = torch.device("cpu")
+        self.head = self.gpt2.lm_head
 
     def forward(self, ids):
         return self.gpt2(ids, use_cache=False).logits, []
+
+    def features(self, ids):
+        return self.gpt2.transformer(ids, use_cache=False).last_hidden_state, []
 
 
 class YardstickTrainer:
