@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from cli import UserError, atomic_write
 from prepare import Vocabulary
@@ -230,6 +231,15 @@ def save_checkpoint(path: Path, model: GPT, vocabulary: Vocabulary, **extra) -> 
         file.write(buffer.getbuffer())
 
 
+class _NoInitialisation(TorchFunctionMode):
+    """Leaves out torch.nn.init's functions: on the meta device they take a second, to import torch's compiler."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in (kwargs or {}) else args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> tuple[GPT, Vocabulary, dict]:
     """Reads what save_checkpoint() wrote: the model, its vocabulary, and the whole dictionary.
 
@@ -247,7 +257,7 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> tuple[GPT
             raise ValueError("its parts do not belong together")
         if config.title and not (len(config.title) == 4 and set(config.title) <= set(range(config.vocab_size))):
             raise ValueError("its title mark is none")
-        with torch.device("meta"):  # no memory before the weights are seen to fit
+        with torch.device("meta"), _NoInitialisation():  # no memory before the weights are seen to fit
             model = GPT(config)
         model.load_state_dict(weights, assign=True)
         model.head.weight = model.token_embedding.weight
