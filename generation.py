@@ -8,6 +8,7 @@ is read in again; that happens once in many tokens, which keeps the mean cost of
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -167,20 +168,43 @@ def sample_next(logits: Tensor, uniform: Tensor, controls: Controls, seen: Tenso
     return ids.gather(-1, place.clamp(max=k - 1)).squeeze(-1)
 
 
+class Constraint(Protocol):
+    """What holds a text to some form: the tokens allowed next, and whether it is complete."""
+
+    done: bool
+
+    def allowed(self) -> Tensor:
+        """(V,) True for the tokens that may come next; at least one."""
+
+    def append(self, token: int) -> None: ...
+
+
 class Text:
     """One of the texts that generate() writes: what the model sees of it, its own random numbers, its new tokens.
 
     keep, exact: see Context.
     """
 
-    def __init__(self, config: GPTConfig, prompt: list[int], seed: int, keep: float = KEEP, exact: bool = False):
+    def __init__(
+        self,
+        config: GPTConfig,
+        prompt: list[int],
+        seed: int,
+        keep: float = KEEP,
+        exact: bool = False,
+        constraint: Constraint | None = None,
+    ):
         self.prompt = prompt
+        self.constraint = constraint
         self.context = Context(config, prompt, keep, exact)
         self.generator = torch.Generator().manual_seed(seed)
         self.numbers: list[float] = []
         self.new: list[int] = []
         self.log_likelihood = 0.0  # of the new tokens, in nats, as the model gives it: temperature 1, nothing dropped
-        self.done = False
+        self.free = 0  # new tokens at which there was a choice, and their part of the log-likelihood
+        self.free_log_likelihood = 0.0
+        self.kept = 0.0  # log of the probability that the constraint left to the tokens it allowed, summed
+        self.done = constraint is not None and constraint.done
 
     def uniform(self) -> float:
         """Its next random number in [0, 1)."""
@@ -188,10 +212,22 @@ class Text:
             self.numbers = torch.rand(64, generator=self.generator, dtype=torch.double).tolist()
         return self.numbers.pop()
 
-    def append(self, token: int, log_likelihood: float) -> None:
+    def append(self, token: int, log_likelihood: float, free: bool = True, kept: float = 0.0) -> None:
         self.context.append(token)
         self.new.append(token)
         self.log_likelihood += log_likelihood
+        self.kept += kept
+        if free:
+            self.free += 1
+            self.free_log_likelihood += log_likelihood
+        if self.constraint is not None:
+            self.constraint.append(token)
+            self.done = self.constraint.done
+
+    @property
+    def mean_free_log_likelihood(self) -> float:
+        """In nats, over the new tokens at which there was a choice; 0 if there were none."""
+        return self.free_log_likelihood / max(1, self.free)
 
     def at_next_title(self) -> bool:
         """Whether it has just come to the title mark of a poem that follows the first."""
@@ -209,8 +245,8 @@ def generate(
 ) -> Iterator[list[int | None]]:
     """Continues texts, all together; yields the ids of the next tokens, a list as long as `texts`, until all are done.
 
-    A text is done after max_new_tokens or, with stop_at_title, when the mark of another title line has been written;
-    then its id is None. What a text becomes does not depend on the texts beside it.
+    A text is done after max_new_tokens, when its constraint is, or, with stop_at_title, when the mark of another title
+    line has been written; then its id is None. What a text becomes does not depend on the texts beside it.
     """
     model.eval()
     cache = KVCache(model, len(texts))
@@ -224,14 +260,31 @@ def generate(
         if not rows:
             return
         logits = next_logits(model, [texts[row].context for row in rows], cache, rows)
-        uniform = torch.tensor([texts[row].uniform() for row in rows], dtype=torch.double)
+        writing = [texts[row] for row in rows]
+        log_probs = torch.log_softmax(logits.float(), dim=-1)
+        choices = kept = None
+        if any(text.constraint is not None for text in writing):
+            allowed = allowed_tokens(writing, logits)
+            choices, kept = (
+                allowed.sum(dim=-1).tolist(),
+                log_probs.masked_fill(~allowed, -math.inf).logsumexp(-1).tolist(),
+            )
+            logits = logits.masked_fill(~allowed, -math.inf)
+        uniform = torch.tensor([text.uniform() for text in writing], dtype=torch.double)
         ids = sample_next(logits, uniform, controls, None if seen is None else seen[rows]).to(model.device)
         if seen is not None:
             seen[rows, ids] = True
-        gains = torch.log_softmax(logits.float(), dim=-1).gather(-1, ids[:, None]).flatten()
+        gains = log_probs.gather(-1, ids[:, None]).flatten().tolist()
         step: list[int | None] = [None] * len(texts)
-        for row, token, gain in zip(rows, ids.tolist(), gains.tolist(), strict=True):
-            texts[row].append(token, gain)
-            texts[row].done = stop_at_title and texts[row].at_next_title()
+        for i, (row, text, token) in enumerate(zip(rows, writing, ids.tolist(), strict=True)):
+            text.append(token, gains[i], choices is None or choices[i] > 1, 0.0 if kept is None else kept[i])
+            text.done = text.done or (stop_at_title and text.at_next_title())
             step[row] = token
         yield step
+
+
+def allowed_tokens(texts: list[Text], logits: Tensor) -> Tensor:
+    """(R, V) True for the tokens that each text's constraint allows; all of them without one."""
+    everything = torch.ones(logits.size(-1), dtype=torch.bool)
+    rows = [everything if text.constraint is None else text.constraint.allowed() for text in texts]
+    return torch.stack(rows).to(logits.device)

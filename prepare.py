@@ -3,6 +3,7 @@
 Reads DATA_ROOT/input.txt, any UTF-8 text, and writes beside it
 
   meta.pkl             the vocabulary: vocab_size, stoi, itos (and aliases, other names of tunes)
+  forms.json           what each tune demands, learned from the training split; see forms.py
   train.bin, val.bin   the first 90 % and the last 10 % of the text as token ids (little-endian uint16,
                        or uint32 for more than 65,535 different characters)
 
@@ -26,6 +27,8 @@ import numpy as np
 
 import quansongci
 from cli import ArgumentParser, UserError, run
+from forms import read_poems
+from learnforms import learn
 
 DEFAULT_DATA_ROOT = "data/quansongci"
 BLOCK_BYTES = 1 << 20
@@ -183,6 +186,7 @@ def prepare(data_root: str | Path, source_url: str = quansongci.GITHUB_URL) -> t
         if min(cut, length - cut) < 2:
             raise UserError(f"{source} has {length} characters, too few to split into training and validation")
         write_splits(source, vocabulary, cut, new)
+        learn(complete_poems(read_blocks(source), cut)).save(new / "forms.json")
         replace_together(new, folder)
         return vocabulary, cut, length - cut
     finally:
@@ -229,6 +233,30 @@ def write_splits(path: Path, vocabulary: Vocabulary, cut: int, folder: Path) -> 
             train.write(ids[:cut].tobytes())
             val.write(ids[cut:].tobytes())
             cut = max(0, cut - len(ids))
+
+
+def complete_poems(blocks: Iterator[str], cut: int) -> Iterator[tuple[str, str]]:
+    """(tune, text) of the poems in the first `cut` characters, but for the last one, which the cut goes through."""
+    poem = None
+    for following in read_poems(lines(blocks, cut)):
+        if poem:
+            yield poem
+        poem = following
+
+
+def lines(blocks: Iterator[str], cut: int) -> Iterator[str]:
+    """The lines in the first `cut` characters of a text. One of more than a block is given in parts."""
+    rest = ""
+    for block in blocks:
+        if cut <= 0:
+            break
+        *whole, rest = (rest + block[:cut]).splitlines(keepends=True)
+        cut -= len(block)
+        yield from whole
+        if len(rest) > BLOCK_BYTES:
+            yield rest
+            rest = ""
+    yield rest
 
 
 def replace_together(new: Path, folder: Path) -> None:

@@ -6,9 +6,12 @@ The samples go to stdout, with a line of dashes between them and nothing else; w
   python sample.py --start "+++如梦令\\n昨夜雨疏风骤。"      a title and a first line; \\n is a line end
   python sample.py --start FILE:prompt.txt --seed 7         the prompt from a file; a seed repeats its samples
   python sample.py --stop_at_poem_end --num_samples 1       one poem, written before your eyes
+  python sample.py --form --start +++清平乐                 whole poems that keep their tune's form and rhymes
+  python sample.py --acrostic 春夏秋冬 --rhyme 东           poems whose sentences begin so, and that rhyme so
+  python sample.py --form --best_of 10                      each the likeliest of ten
   python sample.py --format jsonl --num_samples 10000       a line of JSON for each, for other programs
 
-A character is chosen in this order: repetition penalty, temperature, top-k, top-p.
+A character is chosen in this order: what the form allows, repetition penalty, temperature, top-k, top-p.
 """
 
 import json
@@ -22,7 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from cli import ArgumentParser, UserError, number, run
+from constraint import FormRules, FormWriter
 from device import choose_device
+from forms import Forms, check, read_poems
 from generation import DEFAULT, KEEP, Controls, Text, generate
 from model import GPT, load_model
 from prepare import DEFAULT_DATA_ROOT, Vocabulary, load_vocabulary
@@ -63,9 +68,9 @@ def canonical_title(start: str, aliases: dict[str, str]) -> str:
     return f"+++{aliases[match[1]]}{start[match.end() :]}"
 
 
-def sample_seed(seed: int, index: int) -> int:
-    """The seed of the sample `index` of a run: the same whatever the batch, unlike that of any other sample."""
-    return int(np.random.SeedSequence([seed, index]).generate_state(1, np.uint64)[0] >> 1)
+def sample_seed(seed: int, index: int, attempt: int = 0) -> int:
+    """The seed of an attempt at the sample `index` of a run: the same whatever the batch, unlike that of any other."""
+    return int(np.random.SeedSequence([seed, index, attempt]).generate_state(1, np.uint64)[0] >> 1)
 
 
 def samples(
@@ -78,27 +83,49 @@ def samples(
     batch: int = 100,
     controls: Controls = DEFAULT,
     poems: bool = False,
+    rules: FormRules | None = None,
+    best_of: int = 1,
     **window,
 ) -> Iterator[Sample]:
-    """`num_samples` continuations of `start`, `batch` of them at a time. The same seed gives the same texts.
+    """`num_samples` continuations of `start`, `batch` texts at a time. The same seed gives the same texts.
 
-    poems: each ends with its poem. window: keep and exact of generation.Context.
+    poems: each ends with its poem. rules: each is one poem that keeps a form, whatever max_new_tokens. best_of: each is
+    the likeliest of so many, by the mean log-likelihood of the characters that the form left free.
+    window: keep and exact of generation.Context.
     """
-    prompt = vocabulary.encode(start).tolist()
-    for first in range(0, num_samples, batch):
-        seeds = [sample_seed(seed, i) for i in range(first, min(first + batch, num_samples))]
-        texts = [Text(model.config, prompt, seed, **window) for seed in seeds]
-        for _ in generate(model, texts, max_new_tokens, controls, stop_at_title=poems):
+    prompt, best = vocabulary.encode(start).tolist(), None
+    for first in range(0, num_samples * best_of, batch):
+        tries = range(first, min(first + batch, num_samples * best_of))
+        texts = []
+        for i in tries:
+            constraint = FormWriter(rules, start) if rules else None
+            own_seed = sample_seed(seed, i // best_of, i % best_of)
+            texts.append(Text(model.config, prompt, own_seed, constraint=constraint, **window))
+        for _ in generate(model, texts, sys.maxsize if rules else max_new_tokens, controls, stop_at_title=poems):
             pass
-        for text in texts:
-            new = vocabulary.decode(text.new)
-            mean = text.log_likelihood / len(new) if new else None
-            yield Sample(start + (without_next_title(new) if text.done else new), len(new), mean)
+        for i, text in zip(tries, texts, strict=True):
+            if i % best_of == 0 or text.mean_free_log_likelihood > best.mean_free_log_likelihood:
+                best = text
+            if i % best_of == best_of - 1:
+                new = vocabulary.decode(best.new)
+                mean = best.log_likelihood / len(new) if new else None
+                if rules or (poems and best.done):
+                    new = without_next_title(new)
+                yield Sample(start + new, len(best.new), mean)
 
 
 def without_next_title(text: str) -> str:
     """A finished poem without the mark of the title that follows it."""
     return text.removesuffix("+++").rstrip("\n") + "\n"
+
+
+def verdict(text: str, forms: Forms | None) -> dict:
+    """The tune of the first poem in a text, and whether it keeps its form and rhymes; None where nothing is known."""
+    tune, body = next(read_poems(text.splitlines(keepends=True)), (None, ""))
+    if tune is None or forms is None:
+        return {"tune": tune, "form": None, "rhyme": None}
+    result = check(tune, body, forms)
+    return {"tune": tune, "form": result.form, "rhyme": result.rhyme}
 
 
 def stream(model: GPT, vocabulary: Vocabulary, text: Text, max_new_tokens: int, **options) -> None:
@@ -107,7 +134,7 @@ def stream(model: GPT, vocabulary: Vocabulary, text: Text, max_new_tokens: int, 
     print(vocabulary.decode(text.prompt), end="", flush=True)
     for [token] in generate(model, [text], max_new_tokens, **options):
         held += vocabulary.decode([token])
-        if text.done:
+        if options.get("stop_at_title") and text.at_next_title():
             held = ""
         elif not options.get("stop_at_title") or held.strip("\n+"):
             print(held, end="", flush=True)
@@ -126,6 +153,12 @@ def parse_args(args=None):
     parser.add_argument("--stop_at_poem_end", action="store_true", help="end each sample when its poem ends")
     parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=1, help="the same seed, the same samples")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to compute")
+
+    group = parser.add_argument_group("poems that keep their tune (needs DATA_ROOT/forms.json, which prepare.py makes)")
+    group.add_argument("--form", action="store_true", help=FORM_HELP)
+    group.add_argument("--acrostic", default="", metavar="春夏秋冬", help=ACROSTIC_HELP)
+    group.add_argument("--rhyme", default="", metavar="东", help="rhyme with this character; implies --form")
+    group.add_argument("--best_of", type=positive, default=1, help=BEST_OF_HELP)
 
     group = parser.add_argument_group("how a character is chosen")
     group.add_argument(
@@ -149,11 +182,19 @@ def parse_args(args=None):
     group.add_argument("--exact_window", action="store_true", help="past the window, always see a full one; slow")
     group.add_argument("--keep", type=number(float, 0, below=1), default=KEEP, help=KEEP_HELP)
     args = parser.parse_args(args)
-    if args.stream and args.format == "jsonl":
-        parser.error("--stream and --format jsonl exclude each other")
+    for other in ("format jsonl", "best_of"):
+        if args.stream and (args.format == "jsonl" if other == "format jsonl" else args.best_of > 1):
+            parser.error(f"--stream and --{other} exclude each other")
+    args.form = args.form or bool(args.acrostic or args.rhyme)
     return args
 
 
+FORM_HELP = (
+    "each sample is one poem in an attested form of its tune, with its rhymes, whatever its length; "
+    "without a title in --start, the model chooses a tune"
+)
+ACROSTIC_HELP = "the sentences that are written begin with these characters, in order (藏头); implies --form"
+BEST_OF_HELP = "make so many of each sample and print the likeliest, by mean log-likelihood of the characters left free"
 KEEP_HELP = "share of a full window that stays when it is moved on; models of poems always keep half, as in training"
 
 
@@ -168,20 +209,28 @@ def main() -> None:
         raise UserError(f"--stop_at_poem_end: the model in {args.ckpt_path} was not trained on windows of poems")
     start = canonical_title(read_start(args.start), data_vocabulary.aliases)
     vocabulary.encode(start)  # an unknown character is told before anything else
+    known = args.format == "jsonl" and (Path(args.data_root) / "forms.json").is_file()
+    forms = Forms.load(args.data_root) if args.form or known else None
+    rules = FormRules(forms, vocabulary, args.acrostic, args.rhyme) if args.form else None
     print(f"{args.ckpt_path}: {model.num_parameters():,} parameters on {device}", file=sys.stderr)
     controls = Controls(args.temperature, args.top_k, args.top_p, args.repetition_penalty)
     window = {"keep": args.keep, "exact": args.exact_window}
-    if args.format == "text" and (args.stream or (args.num_samples == 1 and sys.stdout.isatty())):
+    alone = args.num_samples == args.best_of == 1 and sys.stdout.isatty()
+    if args.format == "text" and (args.stream or alone):
         for i in range(args.num_samples):
             if i > 0:
                 print(SEPARATOR)
-            text = Text(model.config, vocabulary.encode(start).tolist(), sample_seed(args.seed, i), **window)
-            stream(model, vocabulary, text, args.max_new_tokens, controls=controls, stop_at_title=args.stop_at_poem_end)
+            constraint, bound = (FormWriter(rules, start), sys.maxsize) if rules else (None, args.max_new_tokens)
+            prompt = vocabulary.encode(start).tolist()
+            text = Text(model.config, prompt, sample_seed(args.seed, i), constraint=constraint, **window)
+            stream(model, vocabulary, text, bound, controls=controls, stop_at_title=args.stop_at_poem_end)
         return
     began, tokens = time.perf_counter(), 0
     made = samples(
         *(model, vocabulary, start, args.num_samples, args.max_new_tokens, args.seed, args.batch, controls),
         poems=args.stop_at_poem_end,
+        rules=rules,
+        best_of=args.best_of,
         **window,
     )
     for i, sample in enumerate(made):
@@ -189,6 +238,7 @@ def main() -> None:
         if args.format == "jsonl":
             fields = {"prompt": start, "text": sample.text, "seed": args.seed, "sample": i, "tokens": sample.tokens}
             fields["mean_log_likelihood"] = sample.mean_log_likelihood
+            fields |= verdict(sample.text, forms)
             print(json.dumps(fields, ensure_ascii=False), flush=True)
         else:
             print(f"{SEPARATOR}\n" * (i > 0) + sample.text, flush=True)

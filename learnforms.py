@@ -1,0 +1,95 @@
+"""Learns the forms of forms.py from a corpus: the patterns of each tune, rhyme classes, and which clauses rhyme."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from forms import Forms, Template, pattern, read_clauses
+
+MIN_SUPPORT = 2  # poems that share a pattern before it counts as a form: a single one may be a scribe's error
+MAX_ENDINGS = 1000  # poems of a template whose rhymes are looked at: plenty, and memory stays bounded
+AGREEMENT = 0.6  # share of the poems in which a clause is in the class of a group that it belongs to
+
+
+@dataclass
+class _Seen:
+    """What the poems of one tune and one pattern were like."""
+
+    support: int = 0
+    pauses: set = field(default_factory=set)
+    breaks: Counter = field(default_factory=Counter)
+    endings: list[str] = field(default_factory=list)  # of each poem, the characters before 。
+
+
+def learn(poems: Iterable[tuple[str, str]]) -> Forms:
+    """The forms of a corpus, from its (tune, text) pairs; no forms if it has none."""
+    seen: dict[tuple, _Seen] = defaultdict(_Seen)
+    neighbours: Counter = Counter()
+    for tune, body in poems:
+        clauses = read_clauses(body)
+        if not clauses or not clauses[-1].mark or max(len(clause.text) for clause in clauses) > 99:
+            continue
+        entry = seen[tune, pattern(clauses)]
+        entry.support += 1
+        entry.pauses |= {(i, n) for i, clause in enumerate(clauses) for n in clause.pauses if 0 < n < len(clause.text)}
+        entry.breaks.update(i for i, clause in enumerate(clauses[:-1]) if clause.line_break)
+        ending = "".join(clause.text[-1] for clause in clauses if clause.mark == "。")
+        neighbours.update(pairwise(ending))
+        if entry.support <= MAX_ENDINGS:
+            entry.endings.append(ending)
+    classes = rhyme_classes(neighbours)
+    tunes = defaultdict(list)
+    for (tune, clauses), entry in sorted(seen.items(), key=lambda item: -item[1].support):
+        if entry.support >= MIN_SUPPORT and len(clauses) <= 200:
+            breaks = frozenset(i for i, count in entry.breaks.items() if count > entry.support / 2)
+            scheme = rhyme_scheme(entry.endings, classes)
+            tunes[tune].append(Template(clauses, entry.support, scheme, frozenset(entry.pauses), breaks))
+    return Forms(dict(tunes), classes)
+
+
+def rhyme_classes(neighbours: Counter) -> dict[str, int]:
+    """Classes of characters that rhyme, from how often two of them end neighbouring 。-clauses: {(a, b): times}.
+
+    Communities of the graph of these pairs (Louvain: Blondel et al. 2008), for most neighbours rhyme; largest first.
+    """
+    from networkx import Graph  # here, for it takes a while to import and sampling does without
+    from networkx.algorithms.community import louvain_communities
+
+    graph = Graph()
+    for (a, b), times in sorted(neighbours.items()):
+        if a != b:
+            before = graph.get_edge_data(a, b, {"weight": 0})["weight"]
+            graph.add_edge(a, b, weight=before + times)
+    if not graph:
+        return {}
+    communities = sorted(louvain_communities(graph, seed=1), key=lambda chars: (-len(chars), min(chars)))
+    weight = dict(graph.degree(weight="weight"))
+    return {c: i for i, chars in enumerate(communities) for c in sorted(chars, key=lambda c: (-weight[c], c))}
+
+
+def rhyme_scheme(endings: list[str], classes: dict[str, int]) -> str:
+    """Which clauses rhyme in the poems of a template, from the characters before 。 of each poem: "aabb", "aa-a".
+
+    A clause joins the group with which it agrees best, if it does so clearly more often than not.
+    """
+    columns = [[classes.get(char) for char in column] for column in zip(*endings, strict=True)]
+
+    def agreement(i: int, j: int) -> float:
+        pairs = [(a, b) for a, b in zip(columns[i], columns[j], strict=True) if a is not None and b is not None]
+        return (sum(a == b for a, b in pairs) + 1) / (len(pairs) + 2)  # Laplace's rule: few poems prove little
+
+    groups: list[list[int]] = []
+    for i in range(len(columns)):
+        shares = [sum(agreement(i, j) for j in group) / len(group) for group in groups]
+        if shares and max(shares) > AGREEMENT:
+            groups[shares.index(max(shares))].append(i)
+        else:
+            groups.append([i])
+    letters = iter("abcdefghijklmnopqrstuvwxyz")
+    scheme = ["-"] * len(columns)
+    for group in groups:
+        letter = next(letters, "-") if len(group) > 1 else "-"
+        for i in group:
+            scheme[i] = letter
+    return "".join(scheme)
