@@ -99,6 +99,8 @@ class FormWriter:
         self.alive: list[tuple[Template, dict[str, int]]] = []  # templates, with the class of each rhyme group
         self.clause = self.place = self.sentences = self.begun = 0  # begun: sentences that `start` has begun
         self.paused = self.broken = False  # whether 、 or a line end was just written
+        self.last = ""  # the newest character of a clause
+        self.rhymed: list[int] = []  # tokens that have ended a sentence
         self.clause_before = 0  # the clause that the newest character went into
         before, mark, line = start.rpartition("+++")
         if not mark or (before and not before.endswith("\n")):
@@ -163,9 +165,13 @@ class FormWriter:
             return self.rules.mask(frozenset(line[len(self.prefix)] for line in lines))
         if self.prefix:
             return self.rules.mask(frozenset("\n"))
-        return self.rules.mask(
-            frozenset(kind for template, groups in self.alive for kind in self._kinds(template, groups))
-        )
+        kinds = frozenset(kind for template, groups in self.alive for kind in self._kinds(template, groups))
+        allowed = self.rules.mask(kinds)
+        if self.rhymed and ANY not in kinds and not any(self.clause in t.repeats for t, _ in self.alive):
+            fresh = allowed.clone()  # poets seldom rhyme a character with itself
+            fresh[self.rhymed] = False
+            return fresh if fresh.any() else allowed
+        return allowed
 
     def _kinds(self, template: Template, groups: dict[str, int]) -> list:
         """The kinds of tokens with which a template goes on."""
@@ -216,6 +222,8 @@ class FormWriter:
         elif mark == "、":
             self.paused = True
         elif mark:
+            if mark == "。" and self.last in self.rules.forms.classes:
+                self.rhymed.append(int(self.rules.vocabulary.encode(self.last)[0]))
             due = (self.place, mark)
             self.alive = [
                 (t, g) for t, g in self.alive if self.clause < len(t.clauses) and t.clauses[self.clause] == due
@@ -225,7 +233,7 @@ class FormWriter:
         elif is_character(char):
             advanced = [(t, self._advance(t, groups, char)) for t, groups in self.alive]
             self.alive = [(t, groups) for t, groups in advanced if groups is not None]
-            self.place, self.paused = self.place + 1, False
+            self.place, self.paused, self.last = self.place + 1, False, char
 
     def _advance(self, template: Template, groups: dict[str, int], char: str) -> dict[str, int] | None:
         """The classes of the template's rhyme groups after one more character; None if it does not fit."""

@@ -1,28 +1,42 @@
-"""Compares training runs: their losses in a table, their curves in one picture, and a poem of each.
+"""The scoreboard of one or more training runs, beside poems by people.
 
+  python evaluate.py --samples 1000
   python evaluate.py --ckpt_path workdirs/quansongci workdirs/quansongci_no_pos workdirs/quansongci_no_res
 
-With --out FILE.md, the table and the poems are written into that file, between the lines `<!-- ablation -->` and
-`<!-- /ablation -->` if it has them (the rest of the file stays as it is), with the picture beside it.
+First the runs are compared: their losses in a table, their curves in one picture, a poem of each. Then poems are
+scored, of three kinds and over the same tunes: human (held-out poems of the validation split), free (sampled with the
+title given) and form (sampled with `--form`); see scores.py for what is scored.
+
+With --out FILE.md, both are written into that file, between lines like `<!-- ablation -->` and `<!-- /ablation -->`, or
+`<!-- scores -->`, if it has them (the rest of the file stays as it is); the picture and the scores as JSON go beside.
 """
 
 import json
 import math
 import os
+import random
 import re
 import shlex
 import sys
+import time
 from pathlib import Path
 
+from tqdm import tqdm
+
 from cli import ArgumentParser, UserError, atomic_write, number, run
-from model import load_model
+from constraint import FormRules, FormWriter
+from forms import Forms, read_poems, read_text
+from generation import DEFAULT, Text, generate
+from loss import perplexity
+from model import GPT, load_model
+from prepare import DEFAULT_DATA_ROOT, Vocabulary
 from runlog import plot_curves, read_log
-from sample import canonical_title, read_start, samples
+from sample import FORM_CONTROLS, canonical_title, read_start, sample_seed, samples
+from scores import Poem, diversity, form_scores, han, novelty
 
 CURVES = ["train_loss", "val_loss", "train_perplexity", "val_perplexity"]
 PICTURES = [".png", ".jpg", ".svg", ".pdf"]
-BEGIN, END = "<!-- ablation -->", "<!-- /ablation -->"
-
+MAX_POEM = 400  # characters, a bound for free sampling: the longest tune has 240
 
 RESULT_COLUMNS = {
     "train_loss": "{:.3f}",
@@ -78,14 +92,96 @@ def report(folders: list[Path], start: str, max_new_tokens: int, seed: int, pict
     return "\n\n".join(parts + poems)
 
 
-def write_section(path: Path, text: str) -> None:
-    """Puts text between the marker lines of a Markdown file, or at its end if it has none."""
-    section = f"{BEGIN}\n{text}\n{END}"
+def held_out_poems(data_root: str, forms: Forms, count: int, seed: int) -> tuple[list[Poem], list[Poem]]:
+    """`count` poems of the validation split, drawn at random from those with a known form, and the training poems."""
+    text = read_text(Path(data_root) / "input.txt")
+    cut = int(len(text) * 0.9)
+    held_out = [poem for poem in read_poems(text[cut:].splitlines(keepends=True)) if poem[0] in forms.tunes]
+    if not held_out:
+        raise UserError(f"no poem of a known tune in the validation split of {data_root}: use --samples 0")
+    random.Random(seed).shuffle(held_out)
+    chosen = (held_out * -(-count // len(held_out)))[:count]  # over again if there are too few
+    return chosen, list(read_poems(text[:cut].splitlines(keepends=True)))
+
+
+def write_poems(model: GPT, vocabulary: Vocabulary, tunes: list[str], seed: int, rules: FormRules | None) -> list[Text]:
+    """A poem of each of the tunes, sampled as sample.py does by default; held to a form if there are rules."""
+    order = sorted(range(len(tunes)), key=lambda i: tunes[i])  # of a length, so that a batch ends together
+    texts: dict[int, Text] = {}
+    for first in tqdm(range(0, len(tunes), 100), desc="form" if rules else "free", unit="batch", disable=None):
+        batch = {}
+        for i in order[first : first + 100]:
+            start = f"+++{tunes[i]}\n"
+            constraint = FormWriter(rules, start) if rules else None
+            prompt = vocabulary.encode(start).tolist()
+            batch[i] = Text(model.config, prompt, sample_seed(seed, i), constraint=constraint)
+        bound = sys.maxsize if rules else MAX_POEM
+        controls = FORM_CONTROLS if rules else DEFAULT
+        for _ in generate(model, list(batch.values()), bound, controls, stop_at_title=rules is None):
+            pass
+        texts |= batch
+    return [texts[i] for i in range(len(tunes))]
+
+
+def model_scores(folder: Path, data_root: str) -> dict[str, float]:
+    """Perplexity of the whole validation split by the run's own measure, a token and a Han character."""
+    result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    text = read_text(Path(data_root) / "input.txt")
+    text = text[int(len(text) * 0.9) :]
+    # All the loss is laid to the Han characters: so it can be compared between vocabularies and ways of writing
+    share = len(han(text)) / len(text)
+    loss = result["best_val_loss"]
+    return {"perplexity, a token": perplexity(loss), "perplexity, a Han character": perplexity(loss / share)}
+
+
+def scoreboard(folders: list[Path], data_root: str, count: int, seed: int) -> dict[str, dict[str, float]]:
+    """{kind of poems: {score: value}}: human, and each run's free and form."""
+    forms = Forms.load(data_root)
+    human, training = held_out_poems(data_root, forms, count, seed)
+    tunes = [tune for tune, _ in human]
+    sets, scores = {"human": human}, {"human": {}}
+    for folder in folders:
+        model, vocabulary = load_model(folder)
+        for kind in ("free", "form"):
+            name = f"{folder.name}, {kind}"
+            start = time.perf_counter()
+            texts = write_poems(
+                model, vocabulary, tunes, seed, FormRules(forms, vocabulary) if kind == "form" else None
+            )
+            seconds = time.perf_counter() - start
+            bodies = [vocabulary.decode(text.new).removesuffix("+++") for text in texts]
+            sets[name] = list(zip(tunes, bodies, strict=True))
+            scores[name] = model_scores(folder, data_root) | {"seconds": seconds}
+            if kind == "form":
+                tokens = sum(len(text.new) for text in texts)
+                kept = [text.kept / len(text.new) for text in texts]
+                scores[name]["price of the form, nats a token"] = -sum(text.kept for text in texts) / tokens
+                scores[name]["probability that the form kept"] = sum(map(math.exp, kept)) / len(kept)
+    new = novelty(sets, training)
+    return {name: scores[name] | form_scores(p, forms) | diversity(p) | new[name] for name, p in sets.items()}
+
+
+def scores_table(scores: dict[str, dict[str, float]]) -> str:
+    """A Markdown table, a line a score, a column a kind of poems; shares in percent."""
+    rows = dict.fromkeys(key for kind in reversed(scores.values()) for key in kind)  # the form's column has them all
+    lines = ["| score | " + " | ".join(scores) + " |", "|---" * (len(scores) + 1) + "|"]
+    for row in rows:
+        plain = row.startswith(("perplexity", "seconds", "longest", "price"))
+        values = [kind.get(row, math.nan) for kind in scores.values()]
+        cells = ["" if math.isnan(v) else f"{v:.3g}" if plain else f"{v:.1%}" for v in values]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def write_section(path: Path, name: str, text: str) -> None:
+    """Puts text between the marker lines of that name in a Markdown file, or at its end if it has none."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    section = f"{begin}\n{text}\n{end}"
     try:
         old = path.read_text(encoding="utf-8") if path.exists() else ""
     except UnicodeDecodeError:
         raise UserError(f"--out {path} is not a text in UTF-8: name another file") from None
-    new, found = re.subn(f"{BEGIN}.*?{END}", lambda _: section, old, count=1, flags=re.DOTALL)
+    new, found = re.subn(f"{begin}.*?{end}", lambda _: section, old, count=1, flags=re.DOTALL)
     with atomic_write(path, "w") as file:
         file.write(new if found else f"{old}\n{section}\n".lstrip())
 
@@ -93,7 +189,9 @@ def write_section(path: Path, text: str) -> None:
 def parse_args(args=None):
     parser = ArgumentParser(__doc__)
     parser.add_argument("--ckpt_path", nargs="+", default=["workdirs/quansongci"], help="the folders of the runs")
-    parser.add_argument("--out", help="a Markdown file for the report; the picture gets its name and .png")
+    parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
+    parser.add_argument("--samples", type=number(int, 0, 10**6), default=200, help="poems of each kind; 0: no scores")
+    parser.add_argument("--out", help="a Markdown file for the report; picture and JSON get its name with .png, .json")
     parser.add_argument("--picture", help="another place for the picture of the curves")
     parser.add_argument("--start", default=r"+++清平乐\n", help="what the poem of each run begins with")
     parser.add_argument("--max_new_tokens", type=number(int, 0), default=120, help="characters of each poem's text")
@@ -113,8 +211,18 @@ def main() -> None:
     folders, start = [Path(path) for path in args.ckpt_path], read_start(args.start)
     text = report(folders, start, args.max_new_tokens, args.seed, picture, link)
     print(text)
+    sections = {"ablation": text}
+    if args.samples:
+        scores = scoreboard(folders, args.data_root, args.samples, args.seed)
+        tunes = f"{args.samples} poems of each kind"
+        sections["scores"] = f"```sh\n{shlex.join(['python', *sys.argv])}\n```\n\n{scores_table(scores)}"
+        print(f"\n{tunes}\n\n{scores_table(scores)}")
     if out:
-        write_section(out, text)
+        for name, section in sections.items():
+            write_section(out, name, section)
+        if args.samples:
+            with atomic_write(out.with_suffix(".json"), "w") as file:
+                json.dump(scores, file, ensure_ascii=False, indent=1)
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ class Template:
     clauses: (number of characters, "。" or "，") of each; support: poems that have it.
     scheme: a letter for each clause that ends with 。, the same for those that rhyme, "-" for one without a rhyme.
     pauses: (clause, characters before it) where some poem has 、; breaks: clauses after which most begin a new line.
+    repeats: clauses with 。 whose last character is an earlier one's in a good part of the poems, as in a refrain.
     """
 
     clauses: tuple[tuple[int, str], ...]
@@ -43,6 +44,7 @@ class Template:
     scheme: str
     pauses: frozenset[tuple[int, int]] = frozenset()
     breaks: frozenset[int] = frozenset()
+    repeats: frozenset[int] = frozenset()
 
     @cached_property
     def rhyme_of(self) -> list[str]:
@@ -151,6 +153,7 @@ def _to_json(template: Template) -> dict:
         "scheme": template.scheme,
         "pauses": sorted(template.pauses),
         "breaks": sorted(template.breaks),
+        "repeats": sorted(template.repeats),
     }
 
 
@@ -162,7 +165,8 @@ def _from_json(content: dict) -> Template:
     if not re.fullmatch(r"[a-z-]*", scheme) or len(scheme) != form.count("。"):
         raise ValueError("not a scheme")
     pauses = frozenset((int(clause), int(place)) for clause, place in content["pauses"])
-    return Template(clauses, support, scheme, pauses, frozenset(map(int, content["breaks"])))
+    breaks, repeats = (frozenset(map(int, content[name])) for name in ("breaks", "repeats"))
+    return Template(clauses, support, scheme, pauses, breaks, repeats)
 
 
 # --- checking ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from forms import Forms, Template, pattern, read_clauses
 
 MIN_SUPPORT = 2  # poems that share a pattern before it counts as a form: a single one may be a scribe's error
 MAX_ENDINGS = 1000  # poems of a template whose rhymes are looked at: plenty, and memory stays bounded
+REFRAIN = 0.2  # share of the poems that repeat a rhyme character, for that to be the tune's way
 AGREEMENT = 0.6  # share of the poems in which a clause is in the class of a group that it belongs to
 
 
@@ -43,9 +44,16 @@ def learn(poems: Iterable[tuple[str, str]]) -> Forms:
     for (tune, clauses), entry in sorted(seen.items(), key=lambda item: -item[1].support):
         if entry.support >= MIN_SUPPORT and len(clauses) <= 200:
             breaks = frozenset(i for i, count in entry.breaks.items() if count > entry.support / 2)
-            scheme = rhyme_scheme(entry.endings, classes)
-            tunes[tune].append(Template(clauses, entry.support, scheme, frozenset(entry.pauses), breaks))
+            scheme, repeats = rhyme_scheme(entry.endings, classes), refrains(clauses, entry.endings)
+            tunes[tune].append(Template(clauses, entry.support, scheme, frozenset(entry.pauses), breaks, repeats))
     return Forms(dict(tunes), classes)
+
+
+def refrains(clauses: tuple[tuple[int, str], ...], endings: list[str]) -> frozenset[int]:
+    """The clauses whose last character repeats that of an earlier 。 in at least REFRAIN of the poems."""
+    places = [i for i, (_, mark) in enumerate(clauses) if mark == "。"]
+    shares = [sum(ending[i] in ending[:i] for ending in endings) / len(endings) for i in range(len(places))]
+    return frozenset(place for place, share in zip(places, shares, strict=True) if share >= REFRAIN)
 
 
 def rhyme_classes(neighbours: Counter) -> dict[str, int]:

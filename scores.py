@@ -38,14 +38,13 @@ def form_scores(poems: list[Poem], forms: Forms) -> dict[str, float]:
     of its template's clauses, which lowers the recall.
     """
     checks = [check(tune, body, forms) for tune, body in poems]
-    precision, recall = zip(*(format_match(body, result) for (_, body), result in zip(poems, checks, strict=True)))
-    f1 = [2 * p * r / (p + r) if p + r else 0.0 for p, r in zip(precision, recall, strict=True)]
+    matches = [format_match(body, result) for (_, body), result in zip(poems, checks, strict=True)]
     rhymes = [same for result in checks for same in rhyme_pairs(result, forms)]
     return {
         "in form": mean(result.form for result in checks),
-        "format precision": mean(precision),
-        "format recall": mean(recall),
-        "format F1": mean(f1),
+        "format precision": mean(p for p, _ in matches),
+        "format recall": mean(r for _, r in matches),
+        "format F1": mean(2 * p * r / (p + r) if p + r else 0.0 for p, r in matches),
         "rhyming pairs": mean(rhymes),
         "in form and rhyme": mean(result.rhyme for result in checks),
     }
@@ -119,7 +118,7 @@ def novelty(sets: dict[str, list[Poem]], training: list[Poem]) -> dict[str, dict
             copied = contained(values, known)
             longest[name][owner[copied]] = n
             if n in NOVELTY_SIZES:
-                scores[name][f"new {n}-grams"] = 1 - copied.mean() if len(copied) else float("nan")
+                scores[name][f"new {n}-grams"] = 1 - float(copied.mean()) if len(copied) else float("nan")
             if not copied.any():
                 going.discard(name)
         n += 1
