@@ -152,11 +152,11 @@ class FormWriter:
             else:
                 due["the end"] += template.support
         near = ", ".join(form for form, _ in due.most_common(5))
+        why = f"clause {self.clause_before + 1} may be {near}"
+        if is_character(char) and any(f"{self.place}{mark}" in due for mark in "。，"):
+            why = f"{char} does not rhyme there"
         shown = written if len(written) <= 20 else "…" + written[-20:]
-        return (
-            f"--start: {shown!r} fits no template of {self.tune}: clause {self.clause_before + 1} may be {near}, "
-            "and a rhyme must be kept; see forms.py --show"
-        )
+        return f"--start: {shown!r} fits no template of {self.tune}: {why}; see forms.py --show {self.tune}"
 
     def allowed(self) -> Tensor:
         """(V,) True for the tokens that may come next."""

@@ -213,6 +213,8 @@ def main() -> None:
     known = args.format == "jsonl" and (Path(args.data_root) / "forms.json").is_file()
     forms = Forms.load(args.data_root) if args.form or known else None
     rules = FormRules(forms, vocabulary, args.acrostic, args.rhyme) if args.form else None
+    if rules:
+        FormWriter(rules, start)  # as is a start that fits no form
     print(f"{args.ckpt_path}: {model.num_parameters():,} parameters on {device}", file=sys.stderr)
     usual = FORM_CONTROLS if args.form else DEFAULT
     penalty = usual.repetition_penalty if args.repetition_penalty is None else args.repetition_penalty

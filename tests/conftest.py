@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,33 @@ def song_text(num_poems: int, seed: int = 0) -> str:
             "".join(rng.choices(han, k=rng.randint(4, 7))) + rng.choice("，。、") for _ in range(rng.randint(3, 7))
         ]
         poems.append(f"+++{tune}\n{''.join(clauses)[:-1]}。\n\n")
+    return "".join(poems)
+
+
+RHYMES = ["东红风空中同", "月雪节别绝叶", "天年烟边前船"]  # classes of rhyming characters
+TUNES = {"清平乐": ("4。5。3，4。", "aaa"), "如梦令": ("3。2。2。3。", "aaaa"), "浣溪沙": ("4，3。3。5。4。", "aabb")}
+
+
+def tuned_text(num_poems: int, seed: int = 0) -> str:
+    """Nonsense that keeps the forms and rhymes of TUNES; 如梦令 has a refrain, 清平乐 sometimes a pause."""
+    rng = random.Random(seed)
+    han = [chr(0x4E00 + 7 * i) for i in range(60)]
+    poems = []
+    for _ in range(num_poems):
+        tune = rng.choice(sorted(TUNES))
+        form, scheme = TUNES[tune]
+        groups = dict(zip("ab", rng.sample(RHYMES, 2), strict=True))
+        letters, body, used = iter(scheme), "", [""]
+        for n, (length, mark) in enumerate(re.findall("([0-9])(.)", form)):
+            clause = rng.choices(han, k=int(length))
+            if mark == "。":
+                refrain, group = tune == "如梦令" and n == 2, groups[next(letters)]
+                clause[-1] = used[-1] if refrain else rng.choice([c for c in group if c not in used])
+                used.append(clause[-1])
+            if tune == "清平乐" and n == 1 and rng.random() < 0.5:
+                clause.insert(2, "、")
+            body += "".join(clause) + mark
+        poems.append(f"+++{tune}\n{body}\n\n")
     return "".join(poems)
 
 
@@ -86,6 +114,22 @@ def data_root(tmp_path_factory) -> Path:
     (folder / "input.txt").write_text(song_text(200), encoding="utf-8")
     prepare.prepare(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tuned_root(tmp_path_factory) -> Path:
+    """A small prepared data set whose poems keep forms and rhymes."""
+    folder = tmp_path_factory.mktemp("data") / "tuned"
+    folder.mkdir()
+    (folder / "input.txt").write_text(tuned_text(300), encoding="utf-8")
+    prepare.prepare(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tuned_ckpt(tuned_root, tmp_path_factory) -> Path:
+    """A tiny model trained on it."""
+    return train_tiny(tuned_root, tmp_path_factory.mktemp("workdirs") / "tuned")
 
 
 def train_tiny(data_root: Path, ckpt_path: Path, *flags) -> Path:

@@ -182,3 +182,82 @@ def test_the_script_runs_as_a_program(data_root, ckpt_path):
     arguments = flags(data_root, ckpt_path, "--start", "+++清平乐", "--num_samples", 1, "--max_new_tokens", 5)
     done = run_script("sample.py", *arguments)
     assert done.returncode == 0 and done.stdout.startswith("+++清平乐") and "Traceback" not in done.stderr
+
+
+def poems_of(output: str) -> list[str]:
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def test_with_form_each_sample_is_a_whole_poem_in_form_and_rhyme(call, tuned_root, tuned_ckpt):
+    arguments = flags(tuned_root, tuned_ckpt, "--form", "--format", "jsonl", "--num_samples", 12)
+    outputs = [call(sample, *arguments, "--batch", batch)[1] for batch in (1, 5, 100)]
+    poems, *others = map(poems_of, outputs)
+    for other in others:
+        assert [poem["text"] for poem in other] == [poem["text"] for poem in poems]
+    assert all(poem["form"] and poem["rhyme"] and poem["text"].endswith("。\n") for poem in poems)
+    assert {poem["tune"] for poem in poems} == {"清平乐", "如梦令", "浣溪沙"}
+    _, out, _ = call(sample, *arguments, "--start", "+++如梦令", "--max_new_tokens", 3)  # whole all the same
+    assert all(poem["tune"] == "如梦令" and poem["form"] for poem in poems_of(out))
+
+
+def test_free_samples_are_checked_too(call, tuned_root, tuned_ckpt, tmp_path):
+    arguments = flags(tuned_root, tuned_ckpt, "--format", "jsonl", "--num_samples", 3, "--max_new_tokens", 9)
+    _, out, _ = call(sample, *arguments, "--start", "+++如梦令\\n")
+    assert [poem["tune"] for poem in poems_of(out)] == ["如梦令"] * 3
+    assert not all(poem["form"] for poem in poems_of(out))
+    _, out, _ = call(sample, *arguments, "--start", "，", "--max_new_tokens", 0)
+    assert all(poem["tune"] is poem["form"] is poem["rhyme"] is None for poem in poems_of(out))
+    shutil.copytree(tuned_root, tmp_path / "old")
+    (tmp_path / "old" / "forms.json").unlink()  # a data set of an earlier version
+    _, out, _ = call(sample, "--data_root", tmp_path / "old", *arguments[2:], "--start", "+++如梦令")
+    assert all(poem["form"] is None for poem in poems_of(out))
+
+
+def test_acrostic_rhyme_and_first_line_together(call, tuned_root, tuned_ckpt):
+    text = (tuned_root / "input.txt").read_text(encoding="utf-8")
+    first = text[text.index("+++清平乐\n") :].split("。")[0].removeprefix("+++清平乐\n")
+    arguments = flags(tuned_root, tuned_ckpt, "--format", "jsonl", "--num_samples", 4, "--start")
+    _, out, _ = call(sample, *arguments, f"+++清平乐\\n{first}。", "--acrostic", "东月")
+    for poem in poems_of(out):
+        sentences = poem["text"].removeprefix("+++清平乐\n").split("。")
+        assert sentences[0] == first and sentences[1][0] + sentences[2][0] == "东月" and poem["rhyme"]
+    _, out, _ = call(sample, *arguments, "+++清平乐\\n", "--acrostic", "东", "--rhyme", "天")
+    assert all(poem["text"].removesuffix("。\n")[-1] in "天年烟边前船" and poem["rhyme"] for poem in poems_of(out))
+
+
+def test_what_no_poem_can_keep_is_said(assert_user_error, tuned_root, tuned_ckpt):
+    for arguments, words in (
+        (["--acrostic", "东东东东东"], "no tune has"),
+        (["--acrostic", "东东东东东", "--start", "+++清平乐"], "5 characters, the longest has 3"),
+        (["--acrostic", "春"], "not in the vocabulary"),
+        (["--rhyme", "。"], "--rhyme '。'"),
+        (["--form", "--start", "+++清平乐\\n东。"], "fits no template of 清平乐"),
+        (["--form", "--start", "+++念奴娇\\n"], "vocabulary"),
+        (["--form", "--start", "+++清清\\n"], "no form is known of the tune '清清'"),
+        (["--stream", "--best_of", 2], "--stream and --best_of"),
+    ):
+        assert_user_error(sample, *flags(tuned_root, tuned_ckpt), *arguments, words=[words])
+
+
+def test_the_best_of_several_is_the_likeliest_of_what_was_free(call, tuned_root, tuned_ckpt, monkeypatch):
+    made = []
+    write = sample.generate
+
+    def generate(model, texts, *rest, **options):
+        yield from write(model, texts, *rest, **options)
+        made.extend(texts)
+
+    monkeypatch.setattr(sample, "generate", generate)
+    arguments = flags(tuned_root, tuned_ckpt, "--form", "--format", "jsonl", "--num_samples", 3, "--best_of", 5)
+    _, out, _ = call(sample, *arguments, "--batch", 4)
+    _, alone, _ = call(sample, *arguments, "--batch", 100)
+    assert [poem["text"] for poem in poems_of(out)] == [poem["text"] for poem in poems_of(alone)] and len(made) == 30
+    for i, poem in enumerate(poems_of(out)):
+        tries = made[5 * i : 5 * i + 5]
+        best = max(tries, key=lambda text: text.free_log_likelihood / text.free)
+        assert poem["tokens"] == len(best.new) and poem["mean_log_likelihood"] == best.log_likelihood / len(best.new)
+
+
+def test_a_streamed_poem_keeps_its_form_and_its_end(call, tuned_root, tuned_ckpt):
+    arguments = flags(tuned_root, tuned_ckpt, "--form", "--start", "+++如梦令", "--num_samples", 2)
+    assert call(sample, *arguments, "--stream")[1].split() == call(sample, *arguments)[1].split()
