@@ -8,6 +8,7 @@ template that a choice rules out is dropped, and what is allowed always leaves o
 import re
 from collections import Counter
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +29,11 @@ class FormRules:
 
     def __init__(self, forms: Forms, vocabulary: Vocabulary, acrostic: str = "", rhyme: str = ""):
         self.forms, self.vocabulary, self.acrostic = forms, vocabulary, acrostic
+        # (V,) what each token is
+        self._chars = np.array(list(vocabulary.chars))
+        self._marks = np.array([MARKS.get(char, "") for char in vocabulary.chars])
+        self._classes = np.array([forms.classes.get(char, -1) for char in vocabulary.chars])
+        self._countable = np.array([char.isalnum() for char in vocabulary.chars])
         self._masks: dict[frozenset, Tensor] = {}
         self._titles: list[str] | None = None
         vocabulary.encode(acrostic)
@@ -45,15 +51,14 @@ class FormRules:
     def mask(self, kinds: frozenset) -> Tensor:
         """(V,) True for the tokens of these kinds: ANY, RHYMING, the number of a rhyme class, a character or a mark."""
         if kinds not in self._masks:
-            classes = self.forms.classes
-            allowed = [
-                char in kinds
-                or (char in MARKS and MARKS[char] in kinds)
-                or (ANY in kinds and char.isalnum())
-                or (char in classes and (RHYMING in kinds or classes[char] in kinds))
-                for char in self.vocabulary.chars
-            ]
-            self._masks[kinds] = torch.tensor(allowed)
+            wanted = [kind for kind in kinds if isinstance(kind, str) and kind not in (ANY, RHYMING)]
+            allowed = np.isin(self._chars, wanted) | np.isin(self._marks, wanted)
+            allowed |= np.isin(self._classes, [kind for kind in kinds if isinstance(kind, int)])
+            if ANY in kinds:
+                allowed |= self._countable
+            if RHYMING in kinds:
+                allowed |= self._classes >= 0
+            self._masks[kinds] = torch.from_numpy(allowed)
         return self._masks[kinds]
 
     def possible(self, template: Template, groups: dict[str, int], sentences: int) -> dict[str, int] | None:

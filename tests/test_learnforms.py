@@ -75,6 +75,8 @@ def test_prepare_learns_from_the_training_split_alone(tmp_path):
     cut = int(len(text) * 0.9)
     assert Forms.load(folder) == learn(poems_of(text[:cut])[:-1])
     assert 2 <= Forms.load(folder).tunes["别"][0].support < 12
+    for end in range(cut - 30, cut):
+        assert list(prepare.complete_poems(iter([text]), end)) == poems_of(text[:end])[:-1]
 
 
 def test_lines_come_whole_from_blocks():
