@@ -63,7 +63,7 @@ $(RUN)/samples.txt: $(RUN)/result.json
 
 ablation: $(RUN)/result.json $(RUN)_no_pos/result.json $(RUN)_no_res/result.json
 	$(call step,Comparison into docs/results.md, $(PY) evaluate.py --ckpt_path $(RUN) $(RUN)_no_pos $(RUN)_no_res \
-		--out docs/results.md --picture docs/ablation.png)
+		--samples 1000 --out docs/results.md --picture docs/ablation.png)
 
 # All that the tests write stays in this folder, the caches of matplotlib and Jupyter too.
 TMP := $(CURDIR)/.tmp

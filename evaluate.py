@@ -158,7 +158,9 @@ def scoreboard(folders: list[Path], data_root: str, count: int, seed: int) -> di
                 scores[name]["price of the form, nats a token"] = -sum(text.kept for text in texts) / tokens
                 scores[name]["probability that the form kept"] = sum(map(math.exp, kept)) / len(kept)
     new = novelty(sets, training)
-    return {name: scores[name] | form_scores(p, forms) | diversity(p) | new[name] for name, p in sets.items()}
+    for name, poems in sets.items():
+        scores[name] |= {"tunes": float(len(set(tunes)))} | form_scores(poems, forms) | diversity(poems) | new[name]
+    return scores
 
 
 def scores_table(scores: dict[str, dict[str, float]]) -> str:
@@ -166,7 +168,7 @@ def scores_table(scores: dict[str, dict[str, float]]) -> str:
     rows = dict.fromkeys(key for kind in reversed(scores.values()) for key in kind)  # the form's column has them all
     lines = ["| score | " + " | ".join(scores) + " |", "|---" * (len(scores) + 1) + "|"]
     for row in rows:
-        plain = row.startswith(("perplexity", "seconds", "longest", "price"))
+        plain = row.startswith(("perplexity", "seconds", "longest", "price", "tunes"))
         values = [kind.get(row, math.nan) for kind in scores.values()]
         cells = ["" if math.isnan(v) else f"{v:.3g}" if plain else f"{v:.1%}" for v in values]
         lines.append(f"| {row} | {' | '.join(cells)} |")
@@ -214,9 +216,8 @@ def main() -> None:
     sections = {"ablation": text}
     if args.samples:
         scores = scoreboard(folders, args.data_root, args.samples, args.seed)
-        tunes = f"{args.samples} poems of each kind"
         sections["scores"] = f"```sh\n{shlex.join(['python', *sys.argv])}\n```\n\n{scores_table(scores)}"
-        print(f"\n{tunes}\n\n{scores_table(scores)}")
+        print(f"\n{args.samples} poems of each kind\n\n{scores_table(scores)}")
     if out:
         for name, section in sections.items():
             write_section(out, name, section)

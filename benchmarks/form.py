@@ -4,20 +4,24 @@ A form is the list of (characters in a clause, 。 or ，); 、 does not count. 
 
   python benchmarks/form.py                           the six tunes of facts and issues, 60 poems of each
   python benchmarks/form.py --commonest 20            the twenty commonest tunes
+  python benchmarks/form.py --form --num_samples 3    held to a form, in every tune that has one: form and rhyme checked
 """
 
 import argparse
 import re
 import sys
+import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from constraint import FormRules
+from forms import Forms, check
 from model import load_model
 from prepare import DEFAULT_DATA_ROOT
-from sample import samples
+from sample import FORM_CONTROLS, samples
 
 TUNES = ["清平乐", "浣溪沙", "菩萨蛮", "如梦令", "蝶恋花", "水调歌头"]
 
@@ -38,6 +42,19 @@ def attested_forms(data_root: str) -> dict[str, Counter]:
     return forms
 
 
+def every_tune(model, vocabulary, learned: Forms, num_samples: int) -> None:
+    rules, good, total, start = FormRules(learned, vocabulary), 0, 0, time.perf_counter()
+    for tune in learned.tunes:
+        for sample in samples(model, vocabulary, f"+++{tune}\n", num_samples, 0, rules=rules, controls=FORM_CONTROLS):
+            good += check(tune, sample.text.partition("\n")[2], learned).rhyme
+            total += 1
+    seconds = time.perf_counter() - start
+    print(f"{len(learned.tunes)} tunes: {good} of {total} poems in form and in rhyme, in {seconds:.0f} s")
+    start = time.perf_counter()
+    [sample] = samples(model, vocabulary, "+++水调歌头\n", 1, 0, rules=rules, controls=FORM_CONTROLS)
+    print(f"one 水调歌头 of {sample.tokens} characters: {time.perf_counter() - start:.2f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT)
@@ -45,12 +62,16 @@ def main() -> None:
     parser.add_argument("--num_samples", type=int, default=60, help="poems of each tune")
     parser.add_argument("--commonest", type=int, help="so many commonest tunes of the corpus instead of the six")
     parser.add_argument("--max_new_tokens", type=int, default=200)
+    parser.add_argument("--form", action="store_true", help="sample with forms.json, and check by it")
     args = parser.parse_args()
     forms = attested_forms(args.data_root)
     tunes = TUNES
     if args.commonest:
         tunes = sorted(forms, key=lambda tune: -forms[tune].total())[: args.commonest]
     model, vocabulary = load_model(args.ckpt_path, torch.device("cpu"))
+    if args.form:
+        every_tune(model, vocabulary, Forms.load(args.data_root), args.num_samples)
+        return
     print("| tune | poems in an attested form | share |\n|---|---|---|")
     good = 0
     for tune in tunes:

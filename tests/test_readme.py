@@ -2,16 +2,17 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 
 import pytest
-from conftest import ROOT, TINY, run_script, song_text
+from conftest import ROOT, TINY, run_script, tuned_text
 
 READMES = ["README.md", "README.zh-CN.md"]
 SIZES = {
     "train.py": [*TINY, "--iters", "2", "--eval_iters", "1", "--device", "cpu"],
     "sample.py": ["--num_samples", "1", "--max_new_tokens", "3"],
-    "evaluate.py": ["--max_new_tokens", "3"],
+    "evaluate.py": ["--max_new_tokens", "3", "--samples", "3"],
 }
 
 
@@ -37,10 +38,14 @@ def test_both_languages_show_the_same_commands_and_pictures():
 
 
 def test_every_python_command_of_the_readme_runs(tmp_path):
+    # The forms that the commands ask for, the poem that they begin with, and all their characters
+    poem = (ROOT / "data" / "attnvis" / "rumengling.txt").read_text(encoding="utf-8").strip()
+    text = 2 * f"{poem}\n\n" + "+++清平乐\n春夏秋冬，东红红东。\n\n" * 3 + tuned_text(200)
     for corpus in ("quansongci", "mine"):
         folder = tmp_path / "data" / corpus
         folder.mkdir(parents=True)
-        (folder / "input.txt").write_text(song_text(60), encoding="utf-8")
+        (folder / "input.txt").write_text(text, encoding="utf-8")
+    shutil.copytree(ROOT / "data" / "attnvis", tmp_path / "data" / "attnvis")
     ran = set()
     for line in commands("README.md"):
         python, *arguments = shlex.split(line)
@@ -50,7 +55,7 @@ def test_every_python_command_of_the_readme_runs(tmp_path):
         done = run_script(script, *flags, *SIZES.get(script, []), cwd=tmp_path)
         assert done.returncode == 0, (line, done.stderr)
         ran.add(script)
-    assert ran >= {"prepare.py", "train.py", "sample.py", "evaluate.py", "hmm.py"}
+    assert ran >= {"prepare.py", "train.py", "sample.py", "forms.py", "evaluate.py", "hmm.py"}
 
 
 def test_every_make_command_of_the_readme_is_a_target():
