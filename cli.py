@@ -7,6 +7,7 @@ import errno
 import math
 import os
 import re
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,6 +17,32 @@ from typing import IO
 
 class UserError(Exception):
     """Something a user can put right: the message names the thing, its value and the way out."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal that asked to stop, once what was under way is in order: the process ends with 128 + its number."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+@contextlib.contextmanager
+def deferred_signals(note: Callable[[int], None]) -> Iterator[None]:
+    """Ctrl-C and SIGTERM call note(number), so that what is under way can end; a second one ends it all at once."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+
+    def first(number, frame):
+        note(number)
+        for each, handler in usual.items():
+            signal.signal(each, handler)
+
+    before = {each: signal.signal(each, first) for each in usual}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -76,7 +103,8 @@ def number(kind: type, minimum: float, maximum: float = math.inf, *, below: floa
 def run(main: Callable[[], None]) -> None:
     """Calls a script's main(), and turns what a user can get wrong into one line on stderr and exit status 2.
 
-    A bug in our own code keeps its traceback. Ctrl-C ends with status 130, a reader that has gone (`| head`) with 141.
+    A bug in our own code keeps its traceback. Ctrl-C ends with status 130, a deferred SIGTERM with 143, a reader that
+    has gone (`| head`) with 141.
     """
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that cannot show Chinese shows \\u escapes, and no traceback
@@ -86,9 +114,9 @@ def run(main: Callable[[], None]) -> None:
         sys.stdout.flush()
     except UserError as error:
         _fail(str(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(128 + getattr(stop, "number", signal.SIGINT))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains once more when it closes stdout
         sys.exit(141)

@@ -1,6 +1,7 @@
 """The machine: which device and which type of numbers to compute with, and how to keep its memory."""
 
 import ctypes
+import math
 import time
 from contextlib import suppress
 
@@ -31,15 +32,16 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     if device.type != "cpu":
         return torch.float32
-    seconds = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.ones(1024, 128, dtype=dtype), torch.ones(128, 6000, dtype=dtype)
-        times = []
-        for _ in range(7):
+    factors = {
+        dtype: (torch.ones(1024, 128, dtype=dtype), torch.ones(128, 6000, dtype=dtype))
+        for dtype in (torch.float32, torch.bfloat16)
+    }
+    seconds = dict.fromkeys(factors, math.inf)
+    for _ in range(10):  # in turns, so that another program's load does not fall on one of them alone
+        for dtype, (a, b) in factors.items():
             start = time.perf_counter()
             a @ b
-            times.append(time.perf_counter() - start)
-        seconds[dtype] = min(times)
+            seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
     return torch.bfloat16 if seconds[torch.bfloat16] < 0.75 * seconds[torch.float32] else torch.float32
 
 

@@ -1,9 +1,18 @@
-"""What a training run tells of itself: the line of an evaluation, log.csv, and the picture of its curves."""
+"""The folder of a training run, and what it tells: config.json, log.csv, the picture of its curves."""
 
 import csv
+import hashlib
+import json
+import platform
+import subprocess
 from pathlib import Path
 
+import numpy as np
+import torch
+
 from cli import UserError, atomic_write
+
+RUN_FILES = ["log.csv", "loss&perplexity.jpg", "best.pt", "last.pt", "result.json"]  # and config.json
 
 LOG_FIELDS = [
     "iter",
@@ -19,6 +28,50 @@ LOG_FIELDS = [
     "stream_val_loss",
     "stream_perplexity",
 ]
+
+
+def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
+    """Raises UserError if the folder holds a run that was not asked for, or none where one was."""
+    found = [name for name in RUN_FILES if (folder / name).exists()]
+    if resume and "last.pt" not in found:
+        raise UserError(f"nothing to resume: no last.pt in {folder}")
+    if found and not (resume or overwrite):
+        raise UserError(f"{folder} holds a run already: go on with --resume, or start again with --overwrite")
+
+
+def begin_folder(folder: Path, resume: bool, settings: dict, data_root: Path) -> None:
+    """Makes the run's folder, writes config.json and, unless the run goes on, removes what an earlier one has left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_write(folder / "config.json", "w") as file:
+        json.dump(settings | provenance(data_root), file, indent=2, ensure_ascii=False)
+    if not resume:
+        for name in RUN_FILES:
+            (folder / name).unlink(missing_ok=True)
+
+
+def provenance(data_root: Path) -> dict:
+    """What a result depends on beside the settings: the corpus, the code, the versions of what it runs on."""
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+    found = {"versions": versions, "machine": platform.machine(), "threads": torch.get_num_threads()}
+    if (data_root / "input.txt").is_file():
+        with (data_root / "input.txt").open("rb") as file:
+            found["corpus_sha256"] = sha256(file)
+    here = ["git", "-C", str(Path(__file__).resolve().parent)]
+    try:
+        for key, command in (("git_commit", ["rev-parse", "HEAD"]), ("git_changes", ["status", "--porcelain", "-uno"])):
+            done = subprocess.run([*here, *command], capture_output=True, text=True, timeout=10, check=True)
+            found[key] = done.stdout.strip() if key == "git_commit" else bool(done.stdout.strip())
+    except (OSError, subprocess.SubprocessError):
+        pass  # no git, or no repository
+    return found
+
+
+def sha256(file) -> str:
+    """Of a binary file, in bounded memory. (hashlib.file_digest is newer than Python 3.10.)"""
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def log_line(row: dict) -> str:

@@ -9,16 +9,15 @@ Writes into CKPT_PATH:
   result.json           the losses over the whole validation split, and the cost of the run
 
 Perplexity is e^loss: among how many equally likely characters the model is, on average, undecided.
+
+Several processes train one model together, with the same result: torchrun --standalone --nproc_per_node=2 train.py
 """
 
 import json
 import math
-import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,20 +26,33 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from cli import ArgumentParser, UserError, atomic_write, number, run
+from cli import ArgumentParser, Interrupted, UserError, atomic_write, deferred_signals, number, run
 from device import choose_device, choose_dtype, keep_large_blocks
-from loss import head_loss, perplexity
+from loss import IGNORE, head_loss, perplexity
 from model import GPT, PRESETS, GPTConfig, load_checkpoint, save_checkpoint
 from optim import make_optimizers, schedule
+from parallel import Parallel, accumulate, end_together
 from prepare import DEFAULT_DATA_ROOT, load_dataset
-from runlog import LOG_FIELDS, log_line, plot_curves, write_log
-from windows import PoemWindows, Windows, poem_loss, stream_loss, title_ids, use_poem_windows
+from runlog import LOG_FIELDS, begin_folder, check_folder, log_line, plot_curves, write_log
+from windows import Measures, PoemWindows, Windows, title_ids, use_poem_windows
 
 SAME_ON_RESUME = [  # flags, and fields of the model's configuration
     *("n_layer", "n_head", "n_embd", "dropout", "no_pos", "no_res", "max_seq_len", "windows", "batchsize", "seed"),
     *("optimizer", "lr", "muon_lr", "weight_decay", "warmup_iters", "grad_clip", "ema"),
 ]
-RUN_FILES = ["config.json", "log.csv", "loss&perplexity.jpg", "best.pt", "last.pt", "result.json"]
+
+
+class TrainingLoss(torch.nn.Module):
+    """The loss of a batch, as a module, which is what DistributedDataParallel wraps."""
+
+    def __init__(self, model: GPT, dtype: torch.dtype):
+        super().__init__()
+        self.model, self.dtype = model, dtype
+
+    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            features, _ = self.model.features(inputs)
+        return head_loss(features, self.model.head.weight, targets, self.dtype)
 
 
 class Trainer:
@@ -49,20 +61,26 @@ class Trainer:
     def __init__(self, args):
         self.args = args
         self.folder = Path(args.ckpt_path)
-        self.device = choose_device(args.device)
-        self.dtype = choose_dtype(args.dtype, self.device)
+        self.parallel = Parallel()
+        if args.batchsize < self.parallel.world:
+            raise UserError(f"--batchsize {args.batchsize} is less than the {self.parallel.world} processes")
+        self.device = self.parallel.start(choose_device(args.device))
         self.auto_dtype = args.dtype == "auto"
-        self.vocabulary, train_tokens, self.val_tokens = load_dataset(args.data_root)
+        self.dtype = choose_dtype(args.dtype, self.device)
+        if self.auto_dtype and self.parallel.total(self.dtype == torch.float32, device=self.device)[0]:
+            self.dtype = torch.float32  # unless all processes measured bfloat16 to be faster
+        self.vocabulary, train_tokens, val_tokens = load_dataset(args.data_root)
         title = title_ids(self.vocabulary)
         poems = PoemWindows.of(train_tokens, title, args.max_seq_len)
-        self.val_poems = PoemWindows.of(self.val_tokens, title, args.max_seq_len)
-        self.by_poem = use_poem_windows(args.windows, len(poems), len(self.val_poems))
+        self.measures = Measures(val_tokens, PoemWindows.of(val_tokens, title, args.max_seq_len), args.batchsize)
+        self.by_poem = use_poem_windows(args.windows, len(poems), len(self.measures.poems))
         args.windows = "poem" if self.by_poem else "stream"  # so that the files of the run tell what "auto" was
         args.dtype = str(self.dtype).removeprefix("torch.")
         self.windows = Windows(train_tokens, args.max_seq_len, args.seed, poems if self.by_poem else None)
         torch.manual_seed(args.seed)
         config = model_config(args, len(self.vocabulary), title if self.by_poem else ())
         self.model = GPT(config).to(self.device)
+        self.loss = self.parallel.wrap(TrainingLoss(self.model, self.dtype))
         self.optimizers = make_optimizers(self.model, args.lr, args.muon_lr, args.weight_decay, args.optimizer)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
         self.iteration = 0
@@ -70,6 +88,7 @@ class Trainer:
         self.seconds = 0.0  # of training alone, without evaluation
         self.rows: list[dict] = []  # log.csv
         self.recent: list[float] = []  # training losses since the last evaluation
+        self.signal = 0  # the signal that asks to stop after this iteration, as this process or another got it
 
     def resume(self) -> None:
         """Takes up the state in last.pt. Raises UserError if it is not of the same settings or the same corpus."""
@@ -93,16 +112,19 @@ class Trainer:
             raise UserError(f"--iters {self.args.iters}: {path} is at iteration {self.iteration} already; give more")
 
     def load_state(self, model: GPT, checkpoint: dict) -> None:
-        """Puts weights, optimisers, random state and number type back as they were in the checkpoint."""
+        """Puts weights, optimisers and number type back as they were in the checkpoint."""
         self.model.load_state_dict(model.state_dict())
         if self.average is not None:
             self.average.load_state_dict(checkpoint["average"])
         for optimizer, state in zip(self.optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(state)
-        torch.set_rng_state(checkpoint["rng"].cpu())
         if self.auto_dtype:  # the measurement might come out otherwise this time
             self.args.dtype = checkpoint["args"]["dtype"]
-            self.dtype = choose_dtype(self.args.dtype, self.device)
+            self.dtype = self.training_loss.dtype = choose_dtype(self.args.dtype, self.device)
+
+    @property
+    def training_loss(self) -> TrainingLoss:
+        return getattr(self.loss, "module", self.loss)
 
     @property
     def result_model(self) -> GPT:
@@ -117,7 +139,6 @@ class Trainer:
             iteration=self.iteration,
             average=None if self.average is None else self.average.state_dict(),
             optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
-            rng=torch.get_rng_state(),
             args=vars(self.args),
             best_loss=self.best_loss,
             seconds=self.seconds,
@@ -132,13 +153,12 @@ class Trainer:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["base_lr"]
-        inputs, targets = (x.to(self.device) for x in self.windows.batch(self.iteration, self.args.batchsize))
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            features, _ = self.model.features(inputs)
-        loss = head_loss(features, self.model.head.weight, targets, self.dtype)
-        loss.backward()
+        if self.model.config.dropout:  # a function of the iteration, so that a resumed run drops the same
+            torch.manual_seed(seed_of(self.args.seed, self.iteration, self.parallel.rank))
+        value = self.backward(*self.windows.batch(self.iteration, self.args.batchsize))
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.grad_clip or math.inf).item()
-        value = loss.item()
+        value, signals = self.parallel.total(value, self.signal, device=self.device)
+        self.signal = self.signal or (signal.SIGTERM if signals else 0)
         if not math.isfinite(value) or not math.isfinite(norm):
             kept = "; the last good checkpoint is last.pt" if (self.folder / "last.pt").exists() else ""
             where = f"at iteration {self.iteration} in {self.folder}"
@@ -153,10 +173,26 @@ class Trainer:
         self.recent.append(value)
         return value, norm
 
+    def backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> float:
+        """Adds the gradient of the batch's mean loss, and returns this process's part of that.
+
+        Each piece of the batch, of this process or another, counts by its number of targets.
+        """
+        world, count, value = self.parallel.world, (targets != IGNORE).sum().item(), 0.0
+        pieces = list(zip(*(self.parallel.share(x, self.args.accum) for x in (inputs, targets)), strict=True))
+        for i, (x, y) in enumerate(pieces):
+            share = (y != IGNORE).sum().item() / count
+            with accumulate(self.loss, last=i == len(pieces) - 1):
+                loss = self.loss(x.to(self.device), y.to(self.device))
+                (loss * (share * world)).backward()  # the processes' gradients are averaged
+            value += loss.item() * share
+        return value
+
     def evaluate(self, norm: float) -> dict:
         """Measures, logs, draws and saves; returns the new row of the log."""
         windows = self.args.eval_iters * self.args.batchsize
-        val_loss = (self.poem_loss if self.by_poem else self.stream_loss)(self.result_model, windows)
+        measure = self.measures.poem_loss if self.by_poem else self.measures.stream_loss
+        val_loss = measure(self.result_model, windows)
         train_loss = sum(self.recent) / len(self.recent)
         tokens = self.args.batchsize * self.args.max_seq_len
         row = {
@@ -170,7 +206,7 @@ class Trainer:
             "tokens_per_second": tokens * self.iteration / self.seconds,
         }
         if self.iteration == self.args.iters:
-            row.update(self.whole_losses(self.result_model))
+            row.update(self.measures.whole(self.result_model))
         self.rows.append(row)
         self.recent = []
         if val_loss < self.best_loss:
@@ -182,23 +218,6 @@ class Trainer:
         plot_curves({"": self.rows}, self.folder / "loss&perplexity.jpg")
         return row
 
-    def poem_loss(self, model: GPT, max_windows: int | None = None) -> float:
-        """Mean loss of the validation split's poems, or of max_windows windows evenly spread over them."""
-        poems, count = self.val_poems, min(max_windows or len(self.val_poems), len(self.val_poems))
-        return poem_loss(model, self.val_tokens, poems[np.arange(count) * len(poems) // count], self.args.batchsize)
-
-    def stream_loss(self, model: GPT, max_windows: int | None = None) -> float:
-        return stream_loss(model, self.val_tokens, self.args.batchsize, max_windows)
-
-    def whole_losses(self, model: GPT) -> dict[str, float]:
-        """Both measures over the whole validation split; that of poems is empty for a text without titles."""
-        stream = self.stream_loss(model)
-        measures = {"stream_val_loss": stream, "stream_perplexity": perplexity(stream)}
-        if len(self.val_poems):
-            poem = self.poem_loss(model)
-            measures |= {"poem_val_loss": poem, "poem_perplexity": perplexity(poem)}
-        return measures
-
     def result(self) -> dict:
         """The losses over the whole validation split, and the cost of the run. best.pt is measured, and last.pt.
 
@@ -206,7 +225,7 @@ class Trainer:
         """
         best_model, _, checkpoint = load_checkpoint(self.folder / "best.pt", self.device)
         final = {name: value for name, value in self.rows[-1].items() if name in LOG_FIELDS[-4:]}
-        best = final if checkpoint["iteration"] == self.iteration else self.whole_losses(best_model)
+        best = final if checkpoint["iteration"] == self.iteration else self.measures.whole(best_model)
         own = "poem" if self.by_poem else "stream"
         tokens = self.iteration * self.args.batchsize * self.args.max_seq_len
         return {
@@ -225,38 +244,32 @@ class Trainer:
 
     def train(self) -> None:
         """Runs from the present iteration to args.iters; Ctrl-C ends it after an iteration, with its state saved."""
-        args = self.args
-        bar = tqdm(total=args.iters, initial=self.iteration, desc="training", unit="it", disable=None)
+        args, main = self.args, self.parallel.main
+        quiet = None if main else True  # None: a bar on a terminal only
+        bar = tqdm(total=args.iters, initial=self.iteration, desc="training", unit="it", disable=quiet)
         norm = 0.0
-        with bar, deferred_interrupt() as interrupted:
+        with bar, deferred_signals(self.note):
             while self.iteration < args.iters:
                 loss, norm = self.step()
                 bar.update()
                 if self.iteration % 10 == 0:
                     speed = args.batchsize * args.max_seq_len * self.iteration / self.seconds
                     bar.set_postfix_str(f"loss {loss:.3f}, perplexity {perplexity(loss):.0f}, {speed:,.0f} tokens/s")
-                if self.iteration % args.eval_interval == 0 or self.iteration == args.iters:
+                if main and (self.iteration % args.eval_interval == 0 or self.iteration == args.iters):
                     bar.write(log_line(self.evaluate(norm)))
-                if interrupted:
-                    self.save_last()
-                    bar.write(f"stopped at iteration {self.iteration}; go on with --resume", file=sys.stderr)
-                    raise KeyboardInterrupt
+                if self.signal:
+                    if main:
+                        self.save_last()
+                        bar.write(f"stopped at iteration {self.iteration}; go on with --resume", file=sys.stderr)
+                    raise Interrupted(self.signal)
+
+    def note(self, number: int) -> None:
+        self.signal = number
 
 
-@contextmanager
-def deferred_interrupt() -> Iterator[list]:
-    """Ctrl-C fills the list that this yields, so that the iteration under way can end; a second one ends it all."""
-    signals = []
-
-    def note(number, frame):
-        signals.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    previous = signal.signal(signal.SIGINT, note)
-    try:
-        yield signals
-    finally:
-        signal.signal(signal.SIGINT, previous)
+def seed_of(*numbers: int) -> int:
+    """A seed for torch from several numbers, different for all of them."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def model_config(args, vocab_size: int, title: tuple[int, ...] = ()) -> GPTConfig:
@@ -266,32 +279,10 @@ def model_config(args, vocab_size: int, title: tuple[int, ...] = ()) -> GPTConfi
     return GPTConfig(vocab_size, args.max_seq_len, **sizes, no_pos=args.no_pos, no_res=args.no_res, title=title)
 
 
-def check_folder(args) -> None:
-    """Raises UserError if --ckpt_path holds a run that was not asked for, or none where one was."""
-    folder = Path(args.ckpt_path)
-    found = [name for name in RUN_FILES if name != "config.json" and (folder / name).exists()]
-    if args.resume and "last.pt" not in found:
-        raise UserError(f"nothing to resume: no last.pt in {folder}")
-    if found and not (args.resume or args.overwrite):
-        raise UserError(f"{folder} holds a run already: go on with --resume, or start again with --overwrite")
-
-
-def begin_folder(args) -> None:
-    """Makes the run's folder, writes config.json and, unless the run goes on, removes what an earlier one has left."""
-    folder = Path(args.ckpt_path)
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / "config.json", "w") as file:
-        versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-        json.dump({**vars(args), "versions": versions}, file, indent=2, ensure_ascii=False)
-    if not args.resume:
-        for name in RUN_FILES:
-            if name != "config.json":
-                (folder / name).unlink(missing_ok=True)
-
-
 WINDOWS_HELP = "where samples begin: at title lines (poem), anywhere (stream); auto: poem if the text has +++ titles"
 OPTIMIZER_HELP = "muon: Muon for the layers' matrices, AdamW for the rest; adamw: AdamW for all (then use --lr 0.003)"
 EMA_HELP = "measure and keep a moving average of the weights that forgets 1-EMA of itself at each iteration; 0: none"
+ACCUM_HELP = "compute each batch in so many parts, one after another: the same result, in less memory"
 DTYPE_HELP = "type of the large products; auto: bfloat16 where a short measurement finds it faster"
 
 
@@ -323,6 +314,7 @@ def parse_args(args=None):
         help="number of iterations; may be raised on --resume, the rates then fall to 0 at the new end",
     )
     group.add_argument("--batchsize", type=size, default=16, help="sequences B in an iteration")
+    group.add_argument("--accum", type=size, default=1, help=ACCUM_HELP)
     group.add_argument("--windows", default="auto", choices=["auto", "poem", "stream"], help=WINDOWS_HELP)
     group.add_argument("--optimizer", default="muon", choices=["adamw", "muon"], help=OPTIMIZER_HELP)
     group.add_argument("--lr", type=rate, default=0.01, help="AdamW's learning rate at its highest")
@@ -344,15 +336,31 @@ def main() -> None:
     args = parse_args()
     keep_large_blocks()
     trainer = Trainer(args)
-    check_folder(args)
+    with end_together(trainer.parallel):
+        train_in(trainer)
+
+
+def train_in(trainer: Trainer) -> None:
+    """A whole run in its folder; of several processes, the first alone writes and reports."""
+    args, main = trainer.args, trainer.parallel.main
+    if main:
+        check_folder(trainer.folder, args.resume, args.overwrite)
     if args.resume:
         trainer.resume()
-    begin_folder(args)
-    given = {name: value for name, value in vars(args).items() if value is not None and value is not False}
-    print(" ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items()))
-    sizes = ", ".join(f"{name} {value}" for name, value in asdict(trainer.model.config).items())
-    print(f"{trainer.model.num_parameters():,} parameters on {trainer.device}, {trainer.dtype}: {sizes}")
+    if main:
+        begin_folder(trainer.folder, args.resume, {**vars(args), "device": str(trainer.device)}, Path(args.data_root))
+        given = {name: value for name, value in vars(args).items() if value is not None and value is not False}
+        print(" ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items()))
+        sizes = ", ".join(f"{name} {value}" for name, value in asdict(trainer.model.config).items())
+        processes = f", {trainer.parallel.world} processes" if trainer.parallel.world > 1 else ""
+        print(f"{trainer.model.num_parameters():,} parameters on {trainer.device}{processes}, {trainer.dtype}: {sizes}")
     trainer.train()
+    if main:
+        report(trainer)
+
+
+def report(trainer: Trainer) -> None:
+    """Writes result.json and prints what it says."""
     result = trainer.result()
     with atomic_write(trainer.folder / "result.json", "w") as file:
         json.dump(result, file, indent=2)

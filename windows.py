@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cli import UserError
-from loss import IGNORE
+from loss import IGNORE, perplexity
 from model import GPT
 from prepare import Vocabulary
 
@@ -92,6 +92,32 @@ def stream_loss(model: GPT, tokens: np.ndarray, batchsize: int, max_windows: int
         total += loss_sum(model, inputs, targets)
         count += int((targets != IGNORE).sum())
     return total / count
+
+
+@dataclass(frozen=True)
+class Measures:
+    """The validation split, and the losses that are measured on it, in nats a character."""
+
+    tokens: np.ndarray
+    poems: PoemWindows
+    batchsize: int
+
+    def poem_loss(self, model: GPT, max_windows: int | None = None) -> float:
+        """Mean loss of the poems, or of max_windows windows evenly spread over them."""
+        total = len(self.poems)
+        count = min(max_windows or total, total)
+        return poem_loss(model, self.tokens, self.poems[np.arange(count) * total // count], self.batchsize)
+
+    def stream_loss(self, model: GPT, max_windows: int | None = None) -> float:
+        return stream_loss(model, self.tokens, self.batchsize, max_windows)
+
+    def whole(self, model: GPT) -> dict[str, float]:
+        """Both measures over the whole split, and their perplexities; that of poems is left out if there are none."""
+        losses = {"stream": self.stream_loss(model)}
+        if len(self.poems):
+            losses["poem"] = self.poem_loss(model)
+        named = {f"{name}_val_loss": loss for name, loss in losses.items()}
+        return named | {f"{name}_perplexity": perplexity(loss) for name, loss in losses.items()}
 
 
 @torch.inference_mode()

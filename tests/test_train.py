@@ -17,7 +17,7 @@ from conftest import QUICK, ROOT, TINY, run_script, song_text, train_tiny
 import prepare
 import train
 from model import load_model
-from runlog import LOG_FIELDS
+from runlog import LOG_FIELDS, RUN_FILES
 from windows import PoemWindows, poem_loss, stream_loss, title_ids
 
 
@@ -39,7 +39,7 @@ def test_the_handouts_flags_and_defaults():
 
 
 def test_a_run_writes_all_that_it_promises(ckpt_path, data_root):
-    assert sorted(os.listdir(ckpt_path)) == sorted(train.RUN_FILES)
+    assert sorted(os.listdir(ckpt_path)) == sorted([*RUN_FILES, "config.json"])
     rows = read_log(ckpt_path)
     assert list(rows[0]) == LOG_FIELDS and [int(row["iter"]) for row in rows] == [4, 8, 12]
     for row in rows:

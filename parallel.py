@@ -1,0 +1,73 @@
+"""Several processes that train one model together: PyTorch's DistributedDataParallel, started by torchrun.
+
+Each process computes its share of every batch, the gradients are averaged, and all make the same step. One process,
+started without torchrun, is the case of rank 0 of 1.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from cli import UserError
+
+
+class Parallel:
+    """This process among those of the run: its rank, their number, and what they tell one another."""
+
+    def __init__(self):
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        self.main = self.rank == 0  # which alone writes files
+
+    def start(self, device: torch.device) -> torch.device:
+        """Meets the other processes: by gloo on CPUs, by NCCL on GPUs, one for each process of a machine."""
+        if self.world == 1:
+            return device
+        if device.type == "cuda":
+            device = torch.device("cuda", self.local_rank)
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        return device
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with gradients averaged over the processes."""
+        return module if self.world == 1 else nn.parallel.DistributedDataParallel(module)
+
+    def share(self, batch: Tensor, parts: int) -> list[Tensor]:
+        """This process's rows of a batch, in at most `parts` pieces."""
+        own = batch.tensor_split(self.world)[self.rank]
+        return [piece for piece in own.tensor_split(parts) if len(piece)]
+
+    def total(self, *values: float, device: torch.device) -> list[float]:
+        """The sums of the numbers over the processes."""
+        if self.world == 1:
+            return list(values)
+        summed = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(summed)
+        return summed.tolist()
+
+
+def accumulate(module: nn.Module, last: bool):
+    """The context of a backward pass: gradients are exchanged after the last piece of a batch only."""
+    return module.no_sync() if hasattr(module, "no_sync") and not last else nullcontext()
+
+
+@contextmanager
+def end_together(parallel: Parallel) -> Iterator[None]:
+    """Says in one line that another process is gone, and leaves the group in the end."""
+    try:
+        yield
+    except RuntimeError as error:
+        if parallel.world == 1 or not (isinstance(error, dist.DistError) or "Connection" in str(error)):
+            raise
+        # torchrun ends the others when one has died; the files are whole, as at any moment
+        message = str(error).splitlines()[0]
+        raise UserError(f"another process of this run has ended ({message}): go on with --resume") from None
+    finally:
+        if parallel.world > 1 and sys.exc_info()[0] is None:
+            dist.destroy_process_group()
