@@ -1,6 +1,7 @@
 """The folder of a training run, and what it tells: config.json, log.csv, the picture of its curves."""
 
 import csv
+import glob
 import hashlib
 import json
 import platform
@@ -40,8 +41,14 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
 
 
 def begin_folder(folder: Path, resume: bool, settings: dict, data_root: Path) -> None:
-    """Makes the run's folder, writes config.json and, unless the run goes on, removes what an earlier one has left."""
+    """Makes the run's folder, writes config.json and, unless the run goes on, removes what an earlier one has left.
+
+    Half-written files, of a run that was killed, are removed in any case.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    for name in RUN_FILES:
+        for path in folder.glob(f".{glob.escape(name)}.*"):
+            path.unlink(missing_ok=True)
     with atomic_write(folder / "config.json", "w") as file:
         json.dump(settings | provenance(data_root), file, indent=2, ensure_ascii=False)
     if not resume:

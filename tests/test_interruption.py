@@ -1,0 +1,144 @@
+"""Runs that are stopped, by a signal or by kill -9 at any moment, and go on as if nothing had been."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import QUICK, ROOT, TINY, train_tiny
+
+import cli
+import train
+from model import load_checkpoint
+from runlog import read_log
+
+FLAGS = ["--dropout", "0.2", "--iters", "60", "--eval_interval", "10", "--eval_iters", "1"]
+
+
+def assert_same_run(a, b) -> None:
+    """The same weights, bit for bit, and the same log but for the speed."""
+    for name in ("best.pt", "last.pt"):
+        one, other = (load_checkpoint(folder / name)[0].state_dict() for folder in (a, b))
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    assert without_speed(a) == without_speed(b)
+
+
+def without_speed(folder) -> list[dict]:
+    return [{key: row[key] for key in row if key != "tokens_per_second"} for row in read_log(folder / "log.csv")]
+
+
+@pytest.fixture(scope="module")
+def straight(data_root, tmp_path_factory):
+    return train_tiny(data_root, tmp_path_factory.mktemp("workdirs") / "straight", *FLAGS)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_sixty_iterations_with_a_stop_at_23_are_sixty(data_root, straight, tmp_path, monkeypatch, number):
+    step = train.Trainer.step
+
+    def stop_at_23(self):
+        result = step(self)
+        if self.iteration == 23:
+            signal.raise_signal(number)
+        return result
+
+    folder = tmp_path / "run"
+    with monkeypatch.context() as patch, pytest.raises(cli.Interrupted) as stop:
+        patch.setattr(train.Trainer, "step", stop_at_23)
+        train_tiny(data_root, folder, *FLAGS)
+    assert stop.value.number == number
+    assert load_checkpoint(folder / "last.pt")[2]["iteration"] in (23, 24)
+    train_tiny(data_root, folder, *FLAGS, "--resume")
+    assert_same_run(folder, straight)
+
+
+def child(action) -> int:
+    """Runs action() in a forked process; returns its pid. To start a new interpreter each time would take minutes."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, 1)
+            os.dup2(null, 2)
+            action()
+            status = 0
+        finally:
+            os._exit(status)
+    return pid
+
+
+def test_kill_9_at_forty_moments_loses_nothing(data_root, tmp_path):
+    """Each evaluation writes all files, so most kills come while one is being written. It is always the same run."""
+    flags = ["--dropout", "0.2", "--iters", "40", "--eval_interval", "1", "--eval_iters", "1", "--seed", "3"]
+    began = time.monotonic()
+    straight, folder = train_tiny(data_root, tmp_path / "straight", *flags), tmp_path / "run"
+    pace = (time.monotonic() - began) / 40  # of an iteration with its evaluation, on this machine now
+    rng, kills, reached = random.Random(0), 0, []
+    for _ in range(200):
+        resume = ["--resume"] if (folder / "last.pt").exists() else ["--overwrite"]
+        pid = child(lambda resume=resume: train_tiny(data_root, folder, *flags, *resume))
+        time.sleep(rng.uniform(0, 8) * pace)
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+        if os.WIFSIGNALED(status):
+            kills += 1
+        else:
+            assert os.WEXITSTATUS(status) == 0
+        for name in ("last.pt", "best.pt"):
+            if (folder / name).exists():
+                load_checkpoint(folder / name)  # raises UserError if it is damaged
+        if (folder / "log.csv").exists():
+            reached.append(len(read_log(folder / "log.csv")))
+            assert [row["iter"] for row in read_log(folder / "log.csv")] == list(range(1, reached[-1] + 1))
+        if kills >= 40:
+            break
+        if reached and reached[-1] == 40:  # finished before the forty: once more from the start
+            assert_same_run(folder, straight)
+            shutil.rmtree(folder)
+    assert kills == 40 and len(set(reached)) > 10, (kills, reached)
+    left = [path for path in folder.iterdir() if path.name.startswith(".")]
+    train_tiny(data_root, folder, *flags, "--resume" if (folder / "last.pt").exists() else "--overwrite")
+    assert_same_run(folder, straight)
+    assert not [path for path in left if path.exists()]  # half-written files were cleared away
+
+
+def start(data_root, folder, *flags, until="last.pt", **options) -> subprocess.Popen:
+    arguments = ["--data_root", data_root, "--ckpt_path", folder, *TINY, *QUICK, "--iters", 10**6, *flags]
+    command = [sys.executable, str(ROOT / "train.py"), *map(str, arguments)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, **options)
+    end = time.monotonic() + 90
+    while not (folder / until).exists() and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    return process
+
+
+def usual_signals() -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):  # a background shell has them ignored
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.default_int_handler)
+
+
+def test_sigterm_saves_and_ends_with_143(data_root, tmp_path):
+    process = start(data_root, tmp_path / "run", preexec_fn=usual_signals)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 143 and "go on with --resume" in err and "Traceback" not in err, err
+    assert load_checkpoint(tmp_path / "run" / "last.pt")[2]["iteration"] > 0
+
+
+def test_a_second_ctrl_c_does_not_wait(data_root, tmp_path):
+    """The first waits for an iteration of many seconds, with its checkpoint; the second does not."""
+    folder = tmp_path / "run"
+    process = start(data_root, folder, "--batchsize", 100_000, until="config.json", preexec_fn=usual_signals)
+    time.sleep(1)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err, err
+    assert "stopped at iteration" not in err and not (folder / "last.pt").exists()
