@@ -1,73 +1,494 @@
+"""The views, the page and the notebook, also in a real browser that can reach nothing outside this machine.
+
+`PYTHONPATH=. python tests/test_attnvis.py` runs attnvis.ipynb with the trained models of workdirs/, and saves it with
+its outputs.
+"""
+
+import contextlib
+import hashlib
+import html.parser
 import json
 import os
 import re
+import secrets
 import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.parse
+import urllib.request
+from dataclasses import replace
 
 import nbformat
+import numpy as np
 import pytest
-from conftest import ROOT, TINY, run_script
+import torch
+from conftest import ROOT, run_script, train_tiny
 
+import attnplots
+import attnvis
 import prepare
+from cli import UserError
 
 POEM = (ROOT / "data/attnvis/rumengling.txt").read_text(encoding="utf-8")
+NOTEBOOK = ROOT / "attnvis.ipynb"
+DATA, RUN = "data/quansongci", "workdirs/quansongci"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="session")
-def executed_notebook(tmp_path_factory):
-    """attnvis.ipynb after one run from top to bottom, in a folder with a data set and a tiny run of its own."""
+def folder(tmp_path_factory):
+    """A project folder with a small data set and tiny runs: the default one, without positions, without residuals."""
     folder = tmp_path_factory.mktemp("attnvis")
-    data = folder / "data" / "quansongci"
-    data.mkdir(parents=True)
-    (data / "input.txt").write_text(POEM * 20, encoding="utf-8")
-    prepare.prepare(data)
-    shutil.copytree(ROOT / "data" / "attnvis", folder / "data" / "attnvis")
-    done = run_script(
-        "train.py", *TINY, "--max_seq_len", 64, "--n_layer", 3, "--iters", 2, "--eval_iters", 1, cwd=folder
-    )
+    (folder / DATA).mkdir(parents=True)
+    (folder / DATA / "input.txt").write_text(POEM * 20, encoding="utf-8")
+    prepare.prepare(folder / DATA)
+    shutil.copytree(ROOT / "data/attnvis", folder / "data/attnvis")
+    for flag in ("", "no_pos", "no_res"):
+        run, flags = (f"{RUN}_{flag}", [f"--{flag}"]) if flag else (RUN, [])
+        train_tiny(folder / DATA, folder / run, "--max_seq_len", 64, "--n_layer", 3, *flags)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reading(folder):
+    return attnvis.load(folder / DATA, folder / RUN, POEM)
+
+
+def parameters(view: attnvis.View) -> dict:
+    """The data in a view's script."""
+    [start] = [match.end() for match in re.finditer(r"const params = readable\(", view.document)]
+    return json.JSONDecoder().raw_decode(view.document, start)[0]
+
+
+# What is loaded
+
+
+def test_the_weights_are_those_of_the_explicit_path_and_that_path_is_the_fast_one(reading):
+    with torch.inference_mode():
+        logits, weights = reading.model(reading.ids, need_weights=True)
+        fast, none = reading.model(reading.ids)
+    assert none == [] and torch.allclose(logits, fast, atol=1e-5)
+    assert torch.allclose(reading.logits, fast[0], atol=1e-5)
+    assert [tuple(layer.shape) for layer in reading.weights] == [(1, 2, 48, 48)] * 3
+    for ours, theirs in zip(reading.weights, weights, strict=True):
+        assert torch.equal(ours, theirs)
+        assert torch.allclose(ours.sum(-1), torch.ones(1, 2, 48)) and not ours.triu(1).any()
+
+
+def test_the_weights_are_softmax_of_the_scores(reading):
+    """The first layer's, computed anew from its inputs and its matrices, with numpy."""
+    model, layer = reading.model, reading.model.layers[0]
+    with torch.inference_mode():
+        x = model.token_embedding(reading.ids[0]) + model.position_embedding.weight[:48]
+        q, k, _ = layer.attention.qkv(layer.attention_norm(x)).numpy().reshape(48, 3, 2, 8).transpose(1, 2, 0, 3)
+    scores = np.exp(q @ k.transpose(0, 2, 1) / np.sqrt(8)) * np.tri(48)
+    assert np.allclose(reading.weights[0][0], scores / scores.sum(-1, keepdims=True), atol=1e-5)
+
+
+def test_line_breaks_spaces_and_invisible_characters_can_be_seen(reading):
+    assert reading.tokens == list(POEM.replace("\n", "↵"))
+    vocabulary = prepare.Vocabulary("".join(sorted({*reading.vocabulary.chars[:-3], *" \u3000\u200b"})))
+    shown = attnvis.attnstats.read(reading.model, vocabulary, " \u3000\u200b\n")
+    assert shown.tokens == ["␣", "␣", "U+200B", "↵"]
+
+
+def test_of_a_long_text_the_first_window_is_shown_with_a_note(folder, reading):
+    long = attnvis.load(folder / DATA, folder / RUN, POEM * 2)
+    assert long.text == (POEM * 2)[:64] and len(long.tokens) == 64 == long.weights[0].size(-1)
+    assert "96 characters" in long.note and "64" in long.note
+    for view in (attnvis.head_view(long), attnvis.model_view(long)):
+        assert long.note in view.frame()
+    assert reading.note == "" and "<p>" not in attnvis.head_view(reading).frame()
+
+
+def test_runs_that_do_not_exist_are_named_with_the_command_that_makes_them(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    [run] = attnvis.load_existing(DATA, [f"{RUN}_no_pos", "workdirs/other_no_res"], POEM)
+    assert run.name == "quansongci_no_pos" and run.model.config.no_pos
+    said = "no run workdirs/other_no_res: python train.py --ckpt_path workdirs/other_no_res --no_res makes it\n"
+    assert capsys.readouterr().out == said
+
+
+# bertviz' views
+
+
+@pytest.mark.parametrize("draw", [attnvis.head_view, attnvis.model_view])
+def test_a_view_holds_the_models_weights_once_and_rounded(reading, draw):
+    view = draw(reading)
+    [data] = parameters(view)["attention"]
+    assert data["left_text"] == data["right_text"] == reading.tokens
+    weights = torch.cat(reading.weights).numpy()  # (layers, h, L, L)
+    assert np.abs(np.array(data["attn"]) - weights).max() <= 0.5001e-4
+    assert all(len(str(w)) <= 6 for w in data["attn"][2][1][47])
+    assert view.document.count('"left_text"') == 1
+    assert len(view.frame()) < 700_000
+
+
+@pytest.mark.parametrize("draw", [attnvis.head_view, attnvis.model_view])
+def test_a_view_asks_for_nothing_outside(reading, draw):
+    tags = []
+    parser = html.parser.HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
+    parser.feed(draw(reading).document)
+    assert {"html", "head", "body", "script", "div"} <= {tag for tag, _ in tags}
+    assert not [tag for tag, attributes in tags if tag == "link" or {"src", "href"} & set(attributes)]
+    frame = draw(reading).frame()
+    assert frame.count("<iframe") == frame.count("srcdoc=") == 1 and "<script" not in frame
+
+
+def test_no_token_ends_the_script(reading):
+    nasty = [
+        "</script>",
+        "</SCRIPT >",
+        "<!--",
+        '"',
+        "'",
+        "&quot;",
+        "\\",
+        "; // HACK: ",
+        "]]>",
+        "\u2028",
+        "PYTHON_PARAMS",
+    ]
+    view = attnvis.head_view(replace(reading, tokens=[*nasty, *reading.tokens[len(nasty) :]]))
+    assert parameters(view)["attention"][0]["left_text"][: len(nasty)] == nasty
+    assert len(re.findall(r"</script", view.document, re.IGNORECASE)) == view.document.count("<script>") == 4
+    assert view.document.count("<!--") == 0
+
+
+def test_layers_and_heads_that_are_not_there_are_refused(reading):
+    for wrong in (
+        lambda: attnvis.head_view(reading, layer=3),
+        lambda: attnvis.head_view(reading, heads=[9]),
+        lambda: attnvis.head_view(reading, heads=[]),
+        lambda: attnvis.model_view(reading, include_layers=[-1]),
+        lambda: attnplots.heatmaps(reading, layer=3),
+    ):
+        with pytest.raises(UserError, match="quansongci has the"):
+            wrong()
+
+
+def test_a_view_shows_the_layer_and_heads_that_are_asked_for(reading):
+    data = parameters(attnvis.head_view(reading, layer=2, heads=[1]))
+    assert data["layer"] == 2 and data["heads"] == [1]
+    assert parameters(attnvis.model_view(reading, include_layers=[1]))["include_layers"] == [1]
+
+
+def test_without_the_libraries_a_line_says_what_to_install(reading, monkeypatch):
+    monkeypatch.setattr(attnvis, "LIBRARIES", (("no_such_package", "js/d3.v5.min.js"),))
+    with pytest.raises(UserError, match="no_such_package is missing: pip install"):
+        attnvis.head_view(reading)
+
+
+# The command line
+
+
+@pytest.fixture(scope="session")
+def written_page(folder):
+    """workdirs/quansongci/attention.html, by the command of the README."""
+    text, out = "data/attnvis/rumengling.txt", f"{RUN}/attention.html"
+    done = run_script("attnvis.py", "--text", text, "--out", out, "--num_windows", 2, cwd=folder)
     assert done.returncode == 0, done.stderr
-    shutil.copy(ROOT / "attnvis.ipynb", folder)
-    subprocess.run(
-        [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--inplace", "attnvis.ipynb"],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=True,
-        capture_output=True,
-    )
-    return nbformat.read(folder / "attnvis.ipynb", as_version=4)
+    assert out in done.stdout and "attention.png" in done.stdout
+    return folder / out
 
 
-def outputs(notebook) -> list[dict]:
-    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+def test_the_page_holds_all_and_the_picture_lies_beside_it(written_page):
+    page = written_page.read_text(encoding="utf-8")
+    for title, lines in attnvis.EXPLAINED.items():
+        assert page.count(f"<h2>{title}</h2>") == 1 and len(lines) == 2
+    assert page.count("<iframe") == 2 and page.count("data:image/png;base64,") == 3 + 5  # a heatmap a layer
+    assert written_page.with_name("attention.png").read_bytes().startswith(b"\x89PNG")
+    assert sorted(path.name for path in written_page.parent.glob(".*")) == []
 
 
-def test_part_one_prints_what_it_loads_and_the_poem(executed_notebook):
-    [printed] = [output.text for output in outputs(executed_notebook) if output.output_type == "stream"]
+@pytest.mark.parametrize(
+    ("text", "flags", "words"),
+    [
+        ("𠀋", [], ["not in the vocabulary", "U+2000B"]),
+        ("", [], ["the text is empty"]),
+        (b"\xff\xfe", [], ["cannot read", "UTF-8"]),
+        (POEM, ["--out", "page.pdf"], ["page.pdf", ".html"]),
+        (POEM, ["--out", "nowhere/page.html"], ["no folder nowhere"]),
+        (POEM, ["--ckpt_path", "nowhere"], ["no checkpoint", "train.py"]),
+        (POEM, ["--data_root", "nowhere"], ["no data folder nowhere"]),
+        (POEM, ["--text", "nowhere.txt"], ["cannot read nowhere.txt"]),
+        (POEM, ["--num_windows", "0"], ["num_windows"]),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_line(folder, tmp_path, assert_user_error, monkeypatch, text, flags, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+    paths = ["--data_root", folder / DATA, "--ckpt_path", folder / RUN, "--text", "text.txt", "--out", "page.html"]
+    assert_user_error(attnvis, *paths, *flags, words=words)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_a_model_of_another_vocabulary_is_refused(folder, ckpt_path):
+    with pytest.raises(UserError, match="another vocabulary"):
+        attnvis.load(folder / DATA, ckpt_path, POEM)
+
+
+# The notebook
+
+
+def code_cells(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def digest(notebook) -> str:
+    """Of all cells: saved outputs belong to these."""
+    return hashlib.sha256(json.dumps([cell.source for cell in notebook.cells]).encode()).hexdigest()
+
+
+def execute(path, cwd) -> None:
+    """Runs all cells of a notebook in a kernel of its own, and saves it with its outputs."""
+    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--inplace", str(path)]
+    subprocess.run(command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+
+
+def without_interactive_views(notebook):
+    """The views are a megabyte each, with d3 and jQuery in them, and a code host does not show them."""
+    notebook = nbformat.from_dict(json.loads(json.dumps(notebook)))
+    for cell in notebook.cells:
+        cell.metadata = {}
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("text/html", None)
+    notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
+    notebook.metadata["sources"] = digest(notebook)
+    return notebook
+
+
+def kinds(notebook) -> list:
+    """What kinds of output each code cell has."""
+    return [
+        [sorted(o.data) if "data" in o else [o.output_type, o.name] for o in cell.outputs]
+        for cell in code_cells(notebook)
+    ]
+
+
+@pytest.fixture(scope="session")
+def committed():
+    return nbformat.read(NOTEBOOK, as_version=4)
+
+
+@pytest.fixture(scope="session")
+def executed(folder):
+    """The notebook after one run from top to bottom."""
+    path = folder / "executed.ipynb"
+    shutil.copy(NOTEBOOK, path)
+    execute(path, folder)
+    return path
+
+
+def test_part_one_prints_what_it_loads_and_the_poem(executed):
+    printed = code_cells(nbformat.read(executed, as_version=4))[1].outputs[0].text
     meta = os.path.join("data", "quansongci", "meta.pkl")
-    assert printed.strip() == f"Loading meta from {meta}...\nInput texts: {POEM}".strip()
+    assert printed.startswith(f"Loading meta from {meta}...\nInput texts: {POEM}".strip())
 
 
-def test_part_two_shows_every_token_layer_and_head(executed_notebook):
-    scripts = [
-        output.data["application/javascript"]
-        for output in outputs(executed_notebook)
-        if "data" in output and "application/javascript" in output.data
-    ]
-    [parameters] = [match[1] for script in scripts for match in re.finditer(r"const params = (\{.*?\}); //", script)]
-    [view] = json.loads(parameters)["attention"]
-    tokens = list(POEM.replace("\n", "↵"))
-    assert view["left_text"] == view["right_text"] == tokens
-    assert len(view["attn"]) == 3 and all(len(layer) == 2 for layer in view["attn"])
-    for layer in view["attn"]:
-        for head in layer:
-            for i, row in enumerate(head):
-                assert len(row) == len(tokens) and abs(sum(row) - 1) < 1e-4 and not any(row[i + 1 :])
-    assert json.loads(parameters)["layer"] == 0
+def test_the_saved_outputs_are_of_these_cells_and_of_what_the_module_shows(committed, executed):
+    assert committed.metadata.sources == digest(committed), "run PYTHONPATH=. python tests/test_attnvis.py"
+    assert kinds(committed) == kinds(without_interactive_views(nbformat.read(executed, as_version=4)))
+    assert [cell.execution_count for cell in code_cells(committed)] == list(range(1, 1 + len(code_cells(committed))))
 
 
-def test_the_committed_notebook_has_its_paths_in_one_cell():
-    cells = [
-        cell.source for cell in nbformat.read(ROOT / "attnvis.ipynb", as_version=4).cells if cell.cell_type == "code"
-    ]
-    assert [name in cells[0] for name in ("data/quansongci", "workdirs/quansongci", "rumengling.txt")] == [True] * 3
+def test_the_saved_outputs_are_still_and_small_and_say_nothing_of_a_machine(committed):
+    saved = NOTEBOOK.read_text(encoding="utf-8")
+    assert len(saved) < 1_200_000 and kinds(committed).count([["image/png", "text/plain"]]) >= 10
+    for cell in code_cells(committed):
+        for output in cell.outputs:
+            assert output.output_type in ("execute_result", "stream")
+            assert set(output.get("data", {})) <= {"image/png", "text/plain"} and output.get("name") != "stderr"
+    for pattern in (
+        r"/(home|root|tmp|work|usr|Users)/",
+        r"https?://(?!github\.com/jessevig/bertviz)",
+        "<script",
+        "jQuery",
+    ):
+        assert not re.search(pattern, re.sub(r'"image/png": "[^"]*"', "", saved)), pattern
+
+
+def test_the_notebook_explains_each_view_and_picture_as_the_page_does(committed):
+    told = [cell.source for cell in committed.cells if cell.cell_type == "markdown"]
+    for title, lines in attnvis.EXPLAINED.items():
+        assert f"### {title}\n\n" + "\n".join(f"- {line}" for line in lines) in told
+    shown = "\n".join(cell.source for cell in code_cells(committed))
+    for name in ("heatmaps", "predictions", "losses", "statistics", "ablation", "lens"):
+        assert f"attnplots.{name}(shown" in shown and (name == "predictions" or f"attnplots.{name}(*runs" in shown)
+
+
+def test_the_notebook_has_its_paths_in_one_cell(committed):
+    source = code_cells(committed)[0].source
+    assert [name in source for name in (DATA, RUN, "rumengling.txt")] == [True] * 3
+
+
+# In a browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: requirements-dev.txt")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: apt install chromium")
+    with sync_api.sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()
+
+
+class Visit:
+    """A page in a fresh browser context whose requests that leave the machine are aborted; it records what happens."""
+
+    def __init__(self, browser):
+        self.context = browser.new_context(viewport={"width": 1300, "height": 1000}, service_workers="block")
+        self.left, self.requests, self.errors = [], [], []
+        self.context.route("**/*", self._guard)
+        self.page = self.context.new_page()
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("websocket", lambda socket: self.left.extend([] if is_local(socket.url) else [socket.url]))
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+
+    def _guard(self, route):
+        if is_local(route.request.url):
+            return route.continue_()
+        self.left.append(route.request.url)
+        return route.abort()
+
+    def _console(self, message):
+        if message.type == "error":
+            self.errors.append(f"{message.text} {message.location['url']}")
+
+
+def is_local(url: str) -> bool:
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme in ("data", "blob", "about", "file") or parts.hostname in ("localhost", "127.0.0.1")
+
+
+@pytest.fixture
+def visit(browser):
+    visit = Visit(browser)
+    yield visit
+    visit.context.close()
+
+
+def assert_it_lives(visit: Visit, reading, picture) -> None:
+    """The head view on the page draws what the model computed, changes with the layer, and follows the mouse."""
+    layers, heads, length = len(reading.weights), reading.weights[0].size(1), len(reading.tokens)
+    frame = visit.page.frame_locator('iframe[title^="head view"]')
+    lines = frame.locator("#attention line")
+    lines.first.wait_for(state="attached")
+    for layer in (0, layers - 1, 0):
+        frame.locator("#layer").select_option(str(layer))
+        drawn = lines.evaluate_all("lines => lines.map(line => +line.getAttribute('stroke-opacity'))")
+        assert len(drawn) == heads * length**2
+        drawn = heads * np.array(drawn).reshape(heads, length, length)  # bertviz divides by the number of heads
+        assert np.allclose(drawn, reading.weights[layer][0], atol=1e-4)
+        other = reading.weights[layers - 1 - layer][0]
+        assert not np.allclose(drawn, other, atol=1e-4), "the layers should differ"
+    for place in (7, 30):
+        frame.locator("#left text").nth(place).hover()
+        visible = lines.evaluate_all(
+            "lines => lines.filter(line => getComputedStyle(line).visibility == 'visible')"
+            ".map(line => +line.getAttribute('left-token-index'))"
+        )
+        assert visible == [place] * heads * length
+    assert frame.locator("#left text").all_text_contents() == reading.tokens
+    visit.page.screenshot(path=picture)
+    thumbnails = visit.page.frame_locator('iframe[title^="model view"]').locator("line")
+    assert thumbnails.count() == layers * heads * length**2
+
+
+def test_the_page_by_itself(visit, written_page, reading, tmp_path):
+    visit.page.goto(written_page.as_uri())
+    assert_it_lives(visit, reading, tmp_path / "page.png")
+    assert visit.errors == [] and {url for url in visit.requests if not url.startswith("data:")} == {
+        written_page.as_uri()
+    }
+
+
+def convert_to_html(notebook, name: str, *flags):
+    command = [sys.executable, "-m", "nbconvert", "--to", "html", *flags, "--output", name, str(notebook)]
+    subprocess.run(command, check=True, capture_output=True)
+    return notebook.with_name(name)
+
+
+def test_nbconverts_html(visit, executed, reading, tmp_path):
+    """With its links to require.js and MathJax, which this notebook needs not, switched off: nothing is asked for."""
+    flags = ["--HTMLExporter.require_js_url=data:,", "--HTMLExporter.mathjax_url=data:,"]
+    page = convert_to_html(executed, "offline.html", *flags)
+    visit.page.goto(page.as_uri())
+    assert_it_lives(visit, reading, tmp_path / "nbconvert.png")
+    assert visit.errors == [] and {url for url in visit.requests if not url.startswith("data:")} == {page.as_uri()}
+
+
+def test_nbconverts_html_with_its_own_links(visit, executed, reading, tmp_path):
+    """Plain `nbconvert --to html` links to two libraries of its own; the views need neither."""
+    visit.page.goto(convert_to_html(executed, "plain.html").as_uri())
+    assert_it_lives(visit, reading, tmp_path / "nbconvert.png")
+    for what in (visit.left, visit.errors):
+        assert all(re.search(r"require\.js/|mathjax/", line) for line in what), what
+
+
+@pytest.fixture(scope="module")
+def jupyter(folder):
+    """A Jupyter server in the project folder: its address and token."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in code_cells(notebook):
+        cell.outputs, cell.execution_count = [], None
+    nbformat.write(notebook, folder / "attnvis.ipynb")
+    own = {f"JUPYTER_{name}_DIR": str(folder / ".jupyter" / name) for name in ("CONFIG", "DATA", "RUNTIME")}
+    flags = [f"--ServerApp.port={port}", "--ServerApp.port_retries=0", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
+    (folder / ".jupyter/CONFIG/labconfig").mkdir(parents=True)
+    (folder / ".jupyter/CONFIG/labconfig/page_config.json").write_text(
+        '{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}'  # the server asks for the news
+    )
+    with (folder / "server.log").open("w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", *flags, f"--IdentityProvider.token={token}"],
+            cwd=folder,
+            env={**os.environ, **own, "PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        yield f"http://127.0.0.1:{port}", token
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def test_jupyterlab_shows_it_at_the_first_run(visit, jupyter, reading, tmp_path):
+    address, token = jupyter
+    wait_for(f"{address}/api?token={token}")
+    visit.page.goto(f"{address}/lab/tree/attnvis.ipynb?token={token}&reset")
+    visit.page.locator(".jp-NotebookPanel .jp-CodeCell").first.wait_for(timeout=60_000)
+    visit.page.get_by_text(re.compile(r"^Python 3.*\| Idle$")).wait_for(timeout=60_000)
+    visit.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+    visit.page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+    last = visit.page.locator(".jp-CodeCell").last
+    last.locator(".jp-OutputArea-output img").wait_for(timeout=90_000, state="attached")
+    assert visit.page.locator(".jp-OutputArea-output", has_text="Traceback").count() == 0
+    assert_it_lives(visit, reading, tmp_path / "jupyterlab.png")
+    assert visit.left == [] and visit.errors == []
+
+
+def wait_for(url: str) -> None:
+    for _ in range(300):
+        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+            return
+        time.sleep(0.1)
+    raise TimeoutError(url)
+
+
+if __name__ == "__main__":
+    execute(NOTEBOOK, ROOT)
+    nbformat.write(without_interactive_views(nbformat.read(NOTEBOOK, as_version=4)), NOTEBOOK)
