@@ -3,6 +3,7 @@
 h: heads, L: characters of the text. Layers and heads are counted from 0, as bertviz counts them.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ class Reading:
         return f"{self.name}: {layers} layers × {heads} heads, {len(self.text)} characters"
 
 
-@torch.inference_mode()
+@torch.no_grad()  # inference mode would mark the tensors: a reader may go on computing with them
 def read(model: GPT, vocabulary: Vocabulary, text: str, name: str = "") -> Reading:
     """Runs the model on the first window of `text` by the explicit path, which keeps the attention weights.
 
@@ -73,7 +74,11 @@ def character_losses(reading: Reading) -> np.ndarray:
 @torch.inference_mode()
 def text_loss(reading: Reading) -> float:
     """The loss of the text by the model as it is now, in nats a character; NaN for a single character."""
-    return float(_next_losses(reading.model(reading.ids)[0][0], reading.ids).mean())
+    return _mean_loss(reading.model(reading.ids)[0][0], reading.ids)
+
+
+def _mean_loss(logits: Tensor, ids: Tensor) -> float:
+    return float(_next_losses(logits, ids).mean()) if len(logits) > 1 else math.nan
 
 
 def _next_losses(logits: Tensor, ids: Tensor) -> np.ndarray:
@@ -179,5 +184,5 @@ def logit_lens(reading: Reading) -> tuple[list[str], np.ndarray, np.ndarray]:
             hook.remove()
     logits = [model.head(model.norm(state))[0] for state in states]  # layers + 1 of (L, V)
     probs, ids = torch.stack([torch.softmax(row, dim=-1) for row in logits]).max(-1)
-    losses = np.array([_next_losses(row, reading.ids).mean() for row in logits])
+    losses = np.array([_mean_loss(row, reading.ids) for row in logits])
     return [reading.vocabulary.decode(row) for row in ids.tolist()], probs.numpy(), losses

@@ -411,6 +411,20 @@ def test_the_page_by_itself(visit, written_page, reading, tmp_path):
     }
 
 
+def test_a_character_that_the_browsers_fonts_lack_is_shown_by_its_code(visit, reading, tmp_path):
+    """𱍊 is in Unicode 13; if a font has it, the noncharacters are still in none."""
+    odd = ["\U0003134a", "\U0001fffe", "\ufdd0", "U+200B", "◌\u0301"]
+    view = attnvis.head_view(replace(reading, tokens=[*odd, *reading.tokens[5:]]))
+    (tmp_path / "view.html").write_text(view.frame(), encoding="utf-8")
+    visit.page.goto((tmp_path / "view.html").as_uri())
+    frame = visit.page.frame_locator("iframe")
+    frame.locator("#attention line").first.wait_for(state="attached")
+    for side in ("left", "right"):
+        first, *others = frame.locator(f"#{side} text").all_text_contents()
+        assert first in ("U+3134A", "\U0003134a") and others[:4] == ["U+1FFFE", "U+FDD0", "U+200B", "◌\u0301"]
+        assert others[4:] == reading.tokens[5:]
+
+
 def convert_to_html(notebook, name: str, *flags):
     command = [sys.executable, "-m", "nbconvert", "--to", "html", *flags, "--output", name, str(notebook)]
     subprocess.run(command, check=True, capture_output=True)
