@@ -154,7 +154,7 @@ def offline(page: str, **changes) -> str:
     The libraries, jQuery and d3, are in it instead of links to them; its data stand there once instead of twice, with
     rounded weights, and no token can end the script that they stand in.
     """
-    page = re.sub(r"<script src=[^>]*></script>", "", page)
+    page = re.sub(r"\A\s*<script src=[^>]*></script>", "", page)  # require.js
     marker = "const params = "
     start = page.index(marker) + len(marker)
     params, end = json.JSONDecoder().raw_decode(page, start)
@@ -236,6 +236,8 @@ def page(reading: Reading, pictures: dict[str, list[bytes]]) -> str:
     shown = {head: head_view(reading).frame()}
     if sum(weights.numel() for weights in reading.weights) <= MANY_LINES:
         shown[model] = model_view(reading).frame()
+    else:
+        shown[model] = "<p>Too many lines for one page: choose layers in attnvis.ipynb, by include_layers.</p>"
     for title, pngs in pictures.items():
         urls = [f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in pngs]
         shown[title] = "\n".join(f'<img alt="{html.escape(title)}" src="{url}">' for url in urls)
