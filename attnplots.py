@@ -1,0 +1,288 @@
+"""Still pictures of what attnstats.py computes: they also show where JavaScript does not, as on a code host.
+
+Each function returns a Picture, which a notebook shows and png() gives as a file. Those with *readings draw several
+runs side by side.
+"""
+
+import io
+import math
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.figure import Figure  # not pyplot: no window system is touched
+from matplotlib.patches import Rectangle
+
+import attnstats
+import fonts
+from attnstats import STATISTICS, Reading
+from cli import UserError
+
+DPI = 80
+ROW = 24  # characters in a row of a text
+
+
+class Picture(Figure):
+    """A figure that a notebook shows by itself, and that has the fonts for the characters in it."""
+
+    def __init__(self, chars: str, width: float, height: float):
+        """chars: all that will be written in it; width, height: in inches."""
+        self.fonts = fonts.find(chars)
+        super().__init__(figsize=(width, height + 0.6 * bool(self.fonts.note)), layout="constrained")
+        if self.fonts.note:
+            self.supxlabel(self.fonts.note, fontsize=8, color="firebrick", ha="left", x=0.02)
+
+    @contextmanager
+    def drawing(self):
+        """Within this, text is drawn with the picture's fonts."""
+        with matplotlib.rc_context({"font.family": list(self.fonts.families)}):
+            yield self
+
+    def grid(self, rows: int, columns: int) -> list[Axes]:
+        return list(self.subplots(rows, columns, squeeze=False).flat)
+
+    def png(self, dpi: int = DPI) -> bytes:
+        """The picture as a file, in 256 colours, which takes a third of the bytes."""
+        from PIL import Image
+
+        buffer, small = io.BytesIO(), io.BytesIO()
+        with self.drawing():
+            self.savefig(buffer, format="png", dpi=dpi)
+        Image.open(buffer).convert("RGB").quantize(256).save(small, format="png", optimize=True)
+        return small.getvalue()
+
+    def _repr_png_(self) -> bytes:
+        return self.png()
+
+    def __repr__(self) -> str:
+        return "<picture>"
+
+
+def heatmaps(*readings: Reading, layer: int | None = 0, labels: bool = True) -> Picture:
+    """A heatmap a head of the layer, or of all (None): row i shows how character i shares out its weight of 1.
+
+    The upper triangle is empty: no character looks at a later one. labels: the characters beside rows and columns.
+    """
+    panels = [
+        (reading, i, head)
+        for reading in readings
+        for i in (range(len(reading.weights)) if layer is None else [check_layer(reading, layer)])
+        for head in range(reading.weights[i].size(1))
+    ]
+    heads = readings[0].weights[0].size(1)
+    columns = heads if len(panels) > heads else math.ceil(math.sqrt(heads))
+    rows = math.ceil(len(panels) / columns)
+    side = max(2.2, 0.8 + 0.14 * max(len(reading.text) for reading in readings)) if labels else 2.2
+    figure = Picture(_chars(*readings) if labels else "", columns * side + 0.6, rows * (side + 0.2))
+    with figure.drawing():
+        grid = figure.grid(rows, columns)
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        for axes, (reading, i, head) in zip(grid, panels, strict=False):
+            weights = reading.weights[i][0, head].numpy()
+            later = np.triu(np.ones_like(weights), 1) > 0
+            # The root of the weight, on one scale for all heads: what is shared among twenty can still be seen
+            image = axes.imshow(np.ma.masked_where(later, weights), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+            axes.set_title(_title(readings, reading, f"layer {i}, head {head}"), fontsize=10)
+            axes.spines[["top", "right"]].set_visible(False)
+            _label_places(axes, figure.fonts, reading.tokens if labels else [])
+        figure.colorbar(image, ax=grid, label="attention weight", aspect=40, shrink=0.6)
+    return figure
+
+
+def check_layer(reading: Reading, layer: int) -> int:
+    """The layer, if the model has it. Raises UserError if not."""
+    if not 0 <= layer < len(reading.weights):
+        raise UserError(f"no layer {layer}: {reading.name} has the layers 0 to {len(reading.weights) - 1}")
+    return layer
+
+
+def _label_places(axes: Axes, known: fonts.Fonts, tokens: list[str]) -> None:
+    labels = [known.shown(token) for token in tokens]
+    upright = all(len(label) == 1 for label in labels)
+    axes.set_xticks(range(len(labels)), labels, fontsize=8, rotation=0 if upright else 90)
+    axes.set_yticks(range(len(labels)), labels, fontsize=8)
+    axes.tick_params(length=0, pad=2)
+
+
+def predictions(reading: Reading, k: int = 5) -> Picture:
+    """The k likeliest next characters at each position, darker for likelier; a frame around the one that does come."""
+    best, probs = attnstats.top_predictions(reading, k)
+    length, k = probs.shape
+    columns = min(4, math.ceil(length / 6))
+    rows = math.ceil(length / columns)
+    figure = Picture(_chars(reading) + _labels(best), 0.42 * (k + 2.5) * columns, 0.2 + 0.42 * rows)
+    with figure.drawing():
+        for column, axes in enumerate(figure.grid(1, columns)):
+            axes.set(xlim=(-2.2, k), ylim=(rows, 0), aspect="equal")
+            axes.set_axis_off()
+            for y, i in enumerate(range(column * rows, min((column + 1) * rows, length))):
+                _cell(axes, -1.9, y, figure.fonts.shown(reading.tokens[i]))
+                axes.text(-0.45, y + 0.5, "→", ha="center", va="center", color="gray")
+                for rank, (char, p) in enumerate(zip(best[i], probs[i], strict=True)):
+                    shown = figure.fonts.shown(fonts.label(char))
+                    _cell(axes, rank, y, shown, p, note=f"{p:.0%}", framed=char == reading.text[i + 1 : i + 2])
+    return figure
+
+
+def losses(*readings: Reading) -> Picture:
+    """The text with each character coloured by its loss: pale if it was expected, dark if it came as a surprise."""
+    values = [attnstats.character_losses(reading) for reading in readings]
+    top = max(1.0, *(value[1:].max(initial=0) for value in values))
+    lines = [_lines(reading.text) for reading in readings]
+    height = max(map(len, lines))
+    figure = Picture(_chars(*readings), 0.42 * ROW + 1.2, len(readings) * (0.45 + 0.42 * height))
+    with figure.drawing():
+        grid = figure.grid(len(readings), 1)
+        for axes, reading, value, rows in zip(grid, readings, values, lines, strict=True):
+            axes.set(xlim=(0, ROW), ylim=(height, 0), aspect="equal")
+            axes.set_axis_off()
+            mean = f"{value[1:].mean():.2f} nats a character" if len(value) > 1 else "nothing to predict"
+            axes.set_title(_title(readings, reading, mean, ": "), fontsize=10, loc="left")
+            for y, row in enumerate(rows):
+                for x, i in enumerate(row):
+                    shade, note = (value[i] / top, f"{value[i]:.1f}") if i > 0 else (0, "–")
+                    _cell(axes, x, y, figure.fonts.shown(reading.tokens[i]), shade, note, color_map="Reds")
+        figure.colorbar(ScalarMappable(Normalize(0, top), "Reds"), ax=grid, label="loss (nats)", aspect=12)
+    return figure
+
+
+def _lines(text: str) -> list[range]:
+    """The places of a text in rows of at most ROW; a row ends where a line does."""
+    rows, start = [], 0
+    for i in range(len(text)):
+        if text[i] == "\n" or i + 1 - start == ROW or i + 1 == len(text):
+            rows.append(range(start, i + 1))
+            start = i + 1
+    return rows
+
+
+def statistics(*readings: Reading) -> Picture:
+    """Four matrices, layers × heads: what attnstats.head_statistics() tells of each head."""
+    values = [attnstats.head_statistics(reading.weights, reading.text) for reading in readings]
+    uniform = attnstats.uniform_statistics(readings[0].text)
+    columns = len(STATISTICS)
+    figure = _matrices(readings, columns, len(readings))
+    with figure.drawing():
+        grid = figure.grid(len(readings), columns)
+        for column, (name, mean) in enumerate(zip(STATISTICS, uniform, strict=True)):
+            highest = np.nanmax([mean, *(value[column].max() for value in values), 1e-3])
+            for axes, reading, value in zip(grid[column::columns], readings, values, strict=True):
+                _matrix(axes, value[column], "Blues", 0, highest)
+                axes.set_title(_title(readings, reading, f"{name}\n(uniform: {mean:.2f})"), fontsize=9)
+    return figure
+
+
+def ablation(*readings: Reading, data_root: str | Path | None = None, num_windows: int = 32) -> Picture:
+    """By how much the loss rises when one head is switched off: a matrix layers × heads, in nats a character.
+
+    The loss is that of `num_windows` windows of the validation text in data_root; without a data_root, of the text.
+    """
+    figure = _matrices(readings, len(readings), 1)
+    with figure.drawing():
+        for axes, reading in zip(figure.grid(1, len(readings)), readings, strict=True):
+            loss = partial(attnstats.text_loss, reading)
+            if data_root is not None:
+                loss = attnstats.validation_loss(data_root, reading.model, num_windows)
+            whole, rises = attnstats.head_ablation(reading.model, loss)
+            highest = max(1e-3, np.nanmax(np.abs(rises)))  # a scale for each run: their sizes differ by far
+            _matrix(axes, rises, "RdBu_r", -highest, highest, "{:+.3f}")
+            axes.set_title(_title(readings, reading, f"rise of the loss\nfrom {whole:.3f}"), fontsize=9)
+    return figure
+
+
+def _matrices(readings: tuple[Reading, ...], columns: int, rows: int) -> Picture:
+    layers = max(len(reading.weights) for reading in readings)
+    heads = max(reading.weights[0].size(1) for reading in readings)
+    return Picture(
+        "".join(reading.name for reading in readings),
+        columns * (0.6 + 0.6 * max(heads, 4)),
+        rows * (0.9 + 0.4 * layers),
+    )
+
+
+def _matrix(axes: Axes, values: np.ndarray, color_map: str, low: float, high: float, form: str = "{:.2f}") -> None:
+    """values: (layers, heads), with the number in each cell."""
+    axes.imshow(values, cmap=color_map, vmin=low / 0.85, vmax=high / 0.85, aspect="auto")
+    for (layer, head), value in np.ndenumerate(values):
+        dark = (abs(value) if low < 0 else value) > 0.6 * high
+        axes.text(
+            head, layer, form.format(value), ha="center", va="center", fontsize=8, color="white" if dark else "black"
+        )
+    axes.set_xticks(range(values.shape[1]))
+    axes.set_yticks(range(values.shape[0]))
+    axes.set_xlabel("head", fontsize=8)
+    axes.set_ylabel("layer", fontsize=8)
+    axes.tick_params(length=0, labelsize=8)
+
+
+def lens(*readings: Reading) -> Picture:
+    """The logit lens: the likeliest next character after the embeddings and after each layer, darker for likelier.
+
+    A frame is around the one that does come; beside each row, the loss of a model that would end there.
+    """
+    results = [attnstats.logit_lens(reading) for reading in readings]
+    depth = max(len(best) for best, _, _ in results)
+    parts = [
+        (reading, row, result) for reading, result in zip(readings, results, strict=True) for row in _rows(reading)
+    ]
+    chars = _chars(*readings) + "".join(_labels(best) for best, _, _ in results)
+    figure = Picture(chars, 0.36 * (ROW + 6), len(parts) * (0.36 * (depth + 1) + 0.4))
+    with figure.drawing():
+        for axes, (reading, row, result) in zip(figure.grid(len(parts), 1), parts, strict=True):
+            axes.set(xlim=(-6, ROW), ylim=(depth + 1, 0), aspect="equal")
+            axes.set_axis_off()
+            axes.set_title(_title(readings, reading, "") if row.start == 0 else "", fontsize=10, loc="left")
+            _lens_part(axes, figure.fonts, reading, row, *result)
+    return figure
+
+
+def _lens_part(axes: Axes, known: fonts.Fonts, reading: Reading, row: range, best, probs, losses) -> None:
+    """Some places of a text, a column each: the character, and above it what each depth takes for the next one."""
+    names = ["embeddings", *(f"layer {i}" for i in range(len(best) - 1))]
+    bottom = len(best)
+    for depth, (name, chars) in enumerate(zip(names, best, strict=True)):
+        y = bottom - 1 - depth
+        axes.text(-0.3, y + 0.5, f"{name}, loss {losses[depth]:.2f}", ha="right", va="center", fontsize=8)
+        for x, i in enumerate(row):
+            comes = chars[i] == reading.text[i + 1 : i + 2]
+            _cell(axes, x, y, known.shown(fonts.label(chars[i])), probs[depth, i], framed=comes)
+    axes.text(-0.3, bottom + 0.5, "text", ha="right", va="center", fontsize=8)
+    for x, i in enumerate(row):
+        _cell(axes, x, bottom, known.shown(reading.tokens[i]))
+
+
+def _rows(reading: Reading) -> list[range]:
+    length = len(reading.text)
+    return [range(start, min(start + ROW, length)) for start in range(0, length, ROW)]
+
+
+def _cell(axes: Axes, x: float, y: float, label: str, shade=0.0, note="", framed=False, color_map="Blues") -> None:
+    """A unit square with a character in it; shade: from 0 to 1; note: small, below; framed: the character does come."""
+    face = matplotlib.colormaps[color_map](0.85 * shade)
+    edge = "crimson" if framed else "none"
+    axes.add_patch(Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, facecolor=face, edgecolor=edge, lw=1.5))
+    ink = "white" if shade > 0.6 else "black"
+    size = 11 if len(label) <= 2 else 5
+    label = label.replace("U+", "U+\n")  # or it would not fit
+    middle = y + (0.38 if note else 0.5)
+    axes.text(x + 0.5, middle, label, ha="center", va="center_baseline", fontsize=size, color=ink)
+    axes.text(x + 0.5, y + 0.79, note, ha="center", va="center", fontsize=6, color=ink)
+
+
+def _title(readings: tuple[Reading, ...], reading: Reading, text: str, between: str = "\n") -> str:
+    """With several runs side by side, the name of the run goes first."""
+    return f"{reading.name}{between}{text}".rstrip() if len(readings) > 1 else text
+
+
+def _chars(*readings: Reading) -> str:
+    return "".join(char for reading in readings for char in (*reading.tokens, reading.name))
+
+
+def _labels(rows: list[str]) -> str:
+    return "".join(fonts.label(char) for row in rows for char in row)

@@ -1,0 +1,188 @@
+"""What a trained model does with a text, in numbers: its attention, head by head, and its predictions.
+
+h: heads, L: characters of the text. Layers and heads are counted from 0, as bertviz counts them.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+import fonts
+from cli import UserError
+from model import GPT
+from prepare import Vocabulary, load_dataset
+from windows import PoemWindows, poem_loss, stream_loss
+
+
+@dataclass(frozen=True, repr=False)
+class Reading:
+    """A text as a model has read it, in one window."""
+
+    tokens: list[str]  # L labels of the characters, ↵ for a line end
+    weights: list[Tensor]  # (1, h, L, L) a layer: row i is how character i looks at the characters 0 … i
+    text: str  # what was read: at most a window
+    ids: Tensor  # (1, L)
+    logits: Tensor  # (L, V), at each character the scores of the next
+    model: GPT
+    vocabulary: Vocabulary
+    name: str  # of the run
+    note: str  # what the reader should know, if the text was cut; or empty
+
+    def __repr__(self) -> str:
+        layers, heads = len(self.weights), self.weights[0].size(1)
+        return f"{self.name}: {layers} layers × {heads} heads, {len(self.text)} characters"
+
+
+@torch.no_grad()  # inference mode would mark the tensors: a reader may go on computing with them
+def read(model: GPT, vocabulary: Vocabulary, text: str, name: str = "") -> Reading:
+    """Runs the model on the first window of `text` by the explicit path, which keeps the attention weights.
+
+    Raises UserError if the text is empty or has characters that the vocabulary lacks.
+    """
+    if not text:
+        raise UserError("the text is empty: give at least one character")
+    window, note = model.config.max_seq_len, ""
+    if len(text) > window:
+        note = f"The text has {len(text)} characters; the model sees {window} at a time, and these are the first."
+        text = text[:window]
+    ids = torch.from_numpy(vocabulary.encode(text).astype("int64"))[None]
+    logits, weights = model(ids, need_weights=True)
+    return Reading([fonts.label(char) for char in text], weights, text, ids, logits[0], model, vocabulary, name, note)
+
+
+def top_predictions(reading: Reading, k: int = 5) -> tuple[list[str], np.ndarray]:
+    """The k likeliest next characters at each position, the best first: L strings of k, and probabilities (L, k)."""
+    probs, ids = torch.softmax(reading.logits, dim=-1).topk(min(k, reading.logits.size(-1)))
+    return [reading.vocabulary.decode(row) for row in ids.tolist()], probs.numpy()
+
+
+def character_losses(reading: Reading) -> np.ndarray:
+    """(L,) -ln p of each character given those before it, in nats; NaN for the first, which nothing predicts."""
+    return np.append(np.nan, _next_losses(reading.logits, reading.ids))
+
+
+@torch.inference_mode()
+def text_loss(reading: Reading) -> float:
+    """The loss of the text by the model as it is now, in nats a character; NaN for a single character."""
+    return _mean_loss(reading.model(reading.ids)[0][0], reading.ids)
+
+
+def _mean_loss(logits: Tensor, ids: Tensor) -> float:
+    return float(_next_losses(logits, ids).mean()) if len(logits) > 1 else math.nan
+
+
+def _next_losses(logits: Tensor, ids: Tensor) -> np.ndarray:
+    return F.cross_entropy(logits[:-1], ids[0, 1:], reduction="none").numpy()
+
+
+STATISTICS = ("entropy (nats)", "mean distance", "weight on the previous character", "on the previous clause's place")
+
+
+def head_statistics(weights: list[Tensor], text: str) -> np.ndarray:
+    """(4, layers, h) what STATISTICS names, each a mean over the characters of `text` that it is defined for.
+
+    Entropy: -Σ_j w_ij ln w_ij, 0 for a head that looks at one place only. Distance: Σ_j w_ij (i - j). These and the
+    weight w_i,i-1 from the second character on, as the first has no choice. On the previous clause's place: w_ij, where
+    j stands in the clause before that of i, as far from its beginning. NaN where no character is left to average over.
+    """
+    w = torch.stack([layer[0] for layer in weights]).double()  # (layers, h, L, L)
+    length = w.size(-1)
+    place = torch.arange(length)
+    entropy = -torch.special.xlogy(w, w).sum(-1)[..., 1:].mean(-1)
+    distance = (w * (place[:, None] - place)).sum(-1)[..., 1:].mean(-1)
+    previous = w[..., place[1:], place[:-1]].mean(-1)
+    pairs = same_places(text)
+    clause = w[..., [i for i, _ in pairs], [j for _, j in pairs]].mean(-1)
+    return torch.stack([entropy, distance, previous, clause]).numpy()
+
+
+def uniform_statistics(text: str) -> np.ndarray:
+    """(4,) the same for a head that looks at all the characters up to its own alike: the yardstick."""
+    weights = torch.ones(len(text), len(text)).tril()
+    return head_statistics([(weights / weights.sum(-1, keepdim=True))[None, None]], text)[:, 0, 0]
+
+
+def same_places(text: str) -> list[tuple[int, int]]:
+    """(i, j) of the characters i that have a j at the same place of the clause before; titles are no clauses."""
+    titles = [match.span() for match in re.finditer(r"^\+\+\+.*$", text, re.MULTILINE)]
+    clauses = [match.span() for match in re.finditer(r"\w+", text)]
+    clauses = [span for span in clauses if not any(begin <= span[0] < end for begin, end in titles)]
+    return [
+        (start + i, before + i)
+        for (before, before_end), (start, end) in pairwise(clauses)
+        for i in range(min(before_end - before, end - start))
+    ]
+
+
+@contextmanager
+def without_head(model: GPT, layer: int, head: int) -> Iterator[None]:
+    """Switches one head off: zeros instead of its output, before W^O mixes the heads (Michel et al. 2019)."""
+    d = model.config.n_embd // model.config.n_head
+
+    def silence(_, inputs):
+        [x] = inputs  # (B, L, C), the outputs of the heads side by side
+        x = x.clone()
+        x[..., head * d : (head + 1) * d] = 0
+        return (x,)
+
+    hook = model.layers[layer].attention.out.register_forward_pre_hook(silence)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def head_ablation(model: GPT, loss: Callable[[], float]) -> tuple[float, np.ndarray]:
+    """The loss of the whole model, and (layers, h) by how much it rises when one head is switched off.
+
+    loss: computes the model's loss as it is at that moment, such as validation_loss() or the loss of a text.
+    """
+    whole = loss()
+    rises = np.zeros((model.config.n_layer, model.config.n_head))
+    for layer, head in tqdm(list(np.ndindex(rises.shape)), desc="heads", leave=False, disable=None):
+        with without_head(model, layer, head):
+            rises[layer, head] = loss() - whole
+    return whole, rises
+
+
+def validation_loss(data_root: str | Path, model: GPT, num_windows: int) -> Callable[[], float]:
+    """A function that computes the loss, in nats a character, of so many windows spread over the validation text."""
+    _, _, tokens = load_dataset(data_root)
+    windows = PoemWindows.of(tokens, model.config.title, model.config.max_seq_len)
+    if not len(windows):
+        return lambda: stream_loss(model, tokens, batchsize=16, max_windows=num_windows)
+    first = windows[windows.scored == 0]  # with the title: the window that a poem begins with
+    chosen = first[np.unique(np.arange(num_windows) * len(first) // num_windows)]
+    return lambda: poem_loss(model, tokens, chosen, batchsize=16)
+
+
+@torch.inference_mode()
+def logit_lens(reading: Reading) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """What the model would predict if it ended early (nostalgebraist 2020, "interpreting GPT: the logit lens").
+
+    The last LayerNorm and the head are applied to the embeddings and to what each layer puts out.
+    Returns layers + 1 strings of the L likeliest next characters, their probabilities (layers + 1, L), and the mean
+    loss of the text (layers + 1,) in nats a character. The last of each is the model itself.
+    """
+    states, model = [], reading.model
+    hooks = [model.layers[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))]
+    hooks += [layer.register_forward_hook(lambda _, inputs, out: states.append(out[0])) for layer in model.layers]
+    try:
+        model(reading.ids)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    logits = [model.head(model.norm(state))[0] for state in states]  # layers + 1 of (L, V)
+    probs, ids = torch.stack([torch.softmax(row, dim=-1) for row in logits]).max(-1)
+    losses = np.array([_mean_loss(row, reading.ids) for row in logits])
+    return [reading.vocabulary.decode(row) for row in ids.tolist()], probs.numpy(), losses

@@ -1,0 +1,296 @@
+"""Where does the model look? The attention weights on a text, as one HTML page to be opened in any browser.
+
+The page holds bertviz' views and still pictures: the weights, the predictions, and what each head does. It needs no
+network and no Jupyter. The heatmaps of all heads are also written beside it, as a PNG of the same name.
+
+  python attnvis.py --text data/attnvis/rumengling.txt --out workdirs/quansongci/attention.html
+
+attnvis.ipynb shows the same in Jupyter.
+"""
+
+import base64
+import html
+import importlib.util
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import attnplots
+import attnstats
+from attnplots import check_layer
+from attnstats import Reading
+from cli import ArgumentParser, UserError, atomic_write, number, run
+from model import load_model
+from prepare import DEFAULT_DATA_ROOT, load_vocabulary
+
+LIBRARIES = (("xstatic.pkg.jquery", "data/jquery.min.js"), ("mpld3", "js/d3.v5.min.js"))
+DIGITS = 4  # of a weight: less than an eye can tell, and a quarter of the bytes
+MANY_LINES = 150_000  # in a model view: above this, a browser has to think for long
+FONTS = "'Noto Sans CJK SC','Noto Sans SC','PingFang SC','Microsoft YaHei','WenQuanYi Zen Hei',sans-serif"
+
+# bertviz asks require.js for jQuery and d3: here they are already. And it draws the tokens as they are: readable()
+# finds those that this browser has no font for, which look like a character that cannot be, and shows their codes.
+GLUE = """
+var require = {config() {}};
+function requirejs(names, callback) { callback(window.jQuery, window.d3); }
+function picture(text) {
+  const context = document.createElement("canvas").getContext("2d", {willReadFrequently: true});
+  context.canvas.width = context.canvas.height = 32;
+  context.font = "20px " + FONTS;
+  context.fillText(text, 4, 24);
+  return context.getImageData(0, 0, 32, 32).data.join();
+}
+function readable(params) {
+  const none = [picture("\\uffff"), picture("\\u{10fffe}"), picture("")];
+  const name = (char) => "U+" + char.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+  const show = (token) => Array.from(token, (char) => none.includes(picture(char)) ? name(char) : char).join("");
+  for (const part of params.attention) {
+    part.left_text = part.left_text.map((token) => token.length > 2 ? token : show(token));
+    part.right_text = part.left_text;
+  }
+  return params;
+}
+"""
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file. Raises UserError if it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path} as UTF-8 text: {error}") from None
+
+
+def load(data_root: str | Path, ckpt_path: str | Path, text: str) -> Reading:
+    """Reads the text with a trained model: `.tokens`, and `.weights`, a tensor (1, h, L, L) a layer.
+
+    Of a text that is longer than the model's window the first window is read, and `.note` says so.
+    Raises UserError if there is no such data or model, or a character that its vocabulary lacks.
+    """
+    vocabulary = load_vocabulary(data_root)
+    model, own = load_model(ckpt_path)
+    if own.chars != vocabulary.chars:
+        raise UserError(f"{ckpt_path} was trained on another vocabulary than that of {data_root}")
+    return attnstats.read(model, vocabulary, text, name=Path(ckpt_path).resolve().name)
+
+
+def load_existing(data_root: str | Path, ckpt_paths: list[str], text: str) -> list[Reading]:
+    """load() for those of the runs that exist; says how to make the others."""
+    readings = []
+    for path in ckpt_paths:
+        if (Path(path) / "best.pt").is_file():
+            readings.append(load(data_root, path, text))
+        else:
+            flag = next((f" --{flag}" for flag in ("no_pos", "no_res") if path.endswith(flag)), "")
+            print(f"no run {path}: python train.py --ckpt_path {path}{flag} makes it")
+    return readings
+
+
+@dataclass(frozen=True, repr=False)
+class View:
+    """An interactive view: a document of its own, which needs nothing from outside."""
+
+    document: str  # a whole HTML page
+    height: int  # in pixels
+    name: str
+    note: str = ""
+
+    def frame(self) -> str:
+        """The document inside an <iframe>: whatever page or notebook shows it, their scripts do not meet."""
+        note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
+        style = f"width:100%;height:{self.height}px;border:0;background:white"
+        document, name = html.escape(self.document), html.escape(self.name)
+        return f'<div>{note}<iframe title="{name}" style="{style}" srcdoc="{document}"></iframe></div>'
+
+    def _repr_html_(self) -> str:
+        return self.frame()
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: run this cell to see it>"
+
+
+def head_view(reading: Reading, layer: int = 0, heads: list[int] | None = None) -> View:
+    """bertviz' head view, with the given layer and heads (all) switched on at first.
+
+    Raises UserError for a layer or a head that the model lacks, which bertviz accepts in silence.
+    """
+    from bertviz import head_view as bertviz_view
+
+    check_layer(reading, layer)
+    count = reading.weights[0].size(1)
+    if heads is not None and not (heads and set(heads) <= set(range(count))):
+        raise UserError(f"heads {heads}: {reading.name} has the heads 0 to {count - 1}; name one at least")
+    shown = bertviz_view(
+        reading.weights, reading.tokens, layer=layer, heads=heads, prettify_tokens=False, html_action="return"
+    )
+    return View(offline(shown.data), 90 + int(22.5 * len(reading.tokens)), f"head view of {reading}", reading.note)
+
+
+def model_view(reading: Reading, include_layers: list[int] | None = None) -> View:
+    """bertviz' model view: all layers and heads at a glance; a click on one enlarges it."""
+    from bertviz import model_view as bertviz_view
+
+    for layer in include_layers or []:
+        check_layer(reading, layer)
+    shown = bertviz_view(
+        *(reading.weights, reading.tokens),
+        include_layers=include_layers or None,
+        prettify_tokens=False,
+        display_mode="light",
+        html_action="return",
+    )
+    # bertviz lets the heads fill the width: as if there were 12, four layers of a few heads fit on a screen
+    layers, length = len(include_layers or reading.weights), len(reading.tokens)
+    total = max(12, reading.weights[0].size(1))
+    height = 60 + max(layers * (10 + 84 * length // total), 55 + 18 * length)
+    document = offline(shown.data, total_heads=total)
+    return View(document, height, f"model view of {reading}", reading.note)
+
+
+def offline(page: str, **changes) -> str:
+    """bertviz' HTML as a document that asks nothing of the network; changes: to the parameters of its script.
+
+    The libraries, jQuery and d3, are in it instead of links to them; its data stand there once instead of twice, with
+    rounded weights, and no token can end the script that they stand in.
+    """
+    page = re.sub(r"\A\s*<script src=[^>]*></script>", "", page)  # require.js
+    marker = "const params = "
+    start = page.index(marker) + len(marker)
+    params, end = json.JSONDecoder().raw_decode(page, start)
+    params.update(changes)
+    for part in params["attention"]:
+        part["attn"] = _rounded(part["attn"])
+    # What follows on this line is a comment with the same data again
+    data = _script_safe(json.dumps(params, separators=(",", ":")))
+    page = f"{page[:start]}readable({data});{page[page.index(chr(10), end) :]}"
+    glue = GLUE.replace("FONTS", json.dumps(FONTS))
+    scripts = "".join(f"<script>{_script_safe(code)}</script>\n" for code in (*map(_library, LIBRARIES), glue))
+    style = f"<style>body{{margin:0}} svg text{{font-family:{FONTS}}}</style>"
+    head = f'<head><meta charset="utf-8">{style}\n{scripts}</head>'
+    return f'<!DOCTYPE html>\n<html lang="zh-Hans">{head}\n<body>{page}</body></html>'
+
+
+def _rounded(weights):
+    if isinstance(weights, list):
+        return [_rounded(part) for part in weights]
+    return round(weights, DIGITS) or 0  # 0 and not 0.0, for half of them are
+
+
+def _script_safe(code: str) -> str:
+    """Code that the HTML around it cannot mistake for the end of a script, or for a comment."""
+    return re.sub(r"<(?=/script|!--)", r"\\u003c", code, flags=re.IGNORECASE)
+
+
+def _library(place: tuple[str, str]) -> str:
+    """A JavaScript library out of an installed Python package, which is not imported for it."""
+    package, file = place
+    try:
+        [folder] = importlib.util.find_spec(package).submodule_search_locations
+        return (Path(folder) / file).read_text(encoding="utf-8")
+    except (ImportError, AttributeError, ValueError, OSError):
+        raise UserError(f"{file} of the package {package} is missing: pip install -r requirements.txt") from None
+
+
+# The two lines that a reader is told of each view and picture, here in the page and in the cells of attnvis.ipynb.
+EXPLAINED = {
+    "Head view 注意力连线": (
+        "Rest the mouse on a character on the left: lines lead to the characters it looks at, darker for more weight.",
+        "Each colour is a head (注意力头): click on a square to switch it off. Choose the layer (层) in the list.",
+    ),
+    "Model view 所有层与头": (
+        "All layers (rows) and heads (columns) at a glance; click on one to enlarge it.",
+        "Many lines to one place mean that all characters look there: the title, say, or a full stop.",
+    ),
+    "Heatmaps 热力图": (
+        "The same weights as a matrix for each head: row i shows how character i shares out its weight of 1.",
+        "The upper triangle is empty, for the mask (掩码) lets no character look at a later one.",
+    ),
+    "Top five predictions 下一个字的前五名": (
+        "What the model would write next at each position, and how likely; a frame marks the character that comes.",
+        "The form (the name of the tune, punctuation) is often certain, the words are not.",
+    ),
+    "Loss per character 每个字的损失": (
+        "-ln p of each character given those before it: pale for expected, dark for a surprise.",
+        "The mean is the cross entropy (交叉熵) that training lowers. The first character has nothing before it.",
+    ),
+    "What each head does 每个头的统计量": (
+        "Entropy (熵): one place or many? Distance: how far back? The weight on the character before, and on "
+        "the same place in the clause (句) before.",
+        '"Uniform" is a head that looks at all characters alike: learning shows in the difference from it.',
+    ),
+    "A head switched off 关掉一个头": (
+        "How much the loss on validation text rises when the output of one head is replaced by zeros: red is missed.",
+        "A head with a striking picture may matter little, for others may do its work.",
+    ),
+    "Logit lens 逐层预测": (
+        "What the model would predict if it ended after this layer: the last LayerNorm and the head, applied early.",
+        "The head shares its weights with the embeddings, so these mostly repeat the character itself.",
+    ),
+}
+
+
+def page(reading: Reading, pictures: dict[str, list[bytes]]) -> str:
+    """One self-contained HTML page: the views, and the PNGs of `pictures` under their titles from EXPLAINED."""
+    head, model, *_ = EXPLAINED
+    shown = {head: head_view(reading).frame()}
+    if sum(weights.numel() for weights in reading.weights) <= MANY_LINES:
+        shown[model] = model_view(reading).frame()
+    else:
+        shown[model] = "<p>Too many lines for one page: choose layers in attnvis.ipynb, by include_layers.</p>"
+    for title, pngs in pictures.items():
+        urls = [f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in pngs]
+        shown[title] = "\n".join(f'<img alt="{html.escape(title)}" src="{url}">' for url in urls)
+    sections = "\n".join(
+        f"<h2>{title}</h2>\n<p>{'<br>'.join(map(html.escape, EXPLAINED[title]))}</p>\n{content}"
+        for title, content in shown.items()
+    )
+    style = f"body{{font-family:{FONTS};max-width:1250px;margin:2em auto;padding:0 1em}} img{{max-width:100%}}"
+    name = html.escape(str(reading))
+    return (
+        f'<!DOCTYPE html>\n<html lang="zh-Hans"><head><meta charset="utf-8"><title>{name}</title>'
+        f"<style>{style}</style></head>\n<body><h1>Where does the model look? 注意力可视化</h1>\n"
+        f"<p>{name}</p>\n<pre>{html.escape(reading.text)}</pre>\n{sections}</body></html>\n"
+    )
+
+
+def parse_args(args=None):
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
+    parser.add_argument("--ckpt_path", default="workdirs/quansongci", help="the folder of a run of train.py")
+    parser.add_argument("--text", default="data/attnvis/rumengling.txt", help="the file with the text to look at")
+    parser.add_argument("--out", help="the page to write; attention.html in CKPT_PATH if this is not given")
+    parser.add_argument(
+        "--num_windows", type=number(int, 1), default=32, help="windows of validation text to switch heads off on"
+    )
+    return parser.parse_args(args)
+
+
+def main() -> None:
+    args = parse_args()
+    out = Path(args.out or Path(args.ckpt_path) / "attention.html")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out {out}: a page is written, give a name that ends in .html")
+    reading = load(args.data_root, args.ckpt_path, read_text(args.text))
+    if not out.parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}")
+    if reading.note:
+        print(reading.note)
+    drawn = (
+        [attnplots.heatmaps(reading, layer=layer) for layer in range(len(reading.weights))],
+        *([draw(reading)] for draw in (attnplots.predictions, attnplots.losses, attnplots.statistics)),
+        [attnplots.ablation(reading, data_root=args.data_root, num_windows=args.num_windows)],
+        [attnplots.lens(reading)],
+    )
+    titles = list(EXPLAINED)[2:]
+    pictures = {title: [figure.png() for figure in figures] for title, figures in zip(titles, drawn, strict=True)}
+    picture = out.with_suffix(".png")
+    all_heads = attnplots.heatmaps(reading, layer=None).png(dpi=110)
+    for path, content in ((picture, all_heads), (out, page(reading, pictures).encode())):
+        with atomic_write(path) as file:
+            file.write(content)
+    print(f"{out}: {reading}\n{picture}: the heatmaps of all heads")
+
+
+if __name__ == "__main__":
+    run(main)
