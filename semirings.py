@@ -29,9 +29,10 @@ class Linear:
 
     def __init__(self, pi: np.ndarray, a: np.ndarray, b: np.ndarray):
         self.pi, self.a, self.at, self.b = pi, a, np.ascontiguousarray(a.T), b.copy()
-        smallest = a[a > 0].min() * b[b > 0].min()  # a step cannot shrink a number by more
-        self.stride = min(int(math.log(self.FLOOR) / 2 / math.log(smallest)), 64) if smallest < 1 else 64
-        if self.stride == 0 or pi[pi > 0].min() * smallest < self.FLOOR:
+        step = math.log(a[a > 0].min()) + math.log(b[b > 0].min())  # none shrinks a number by more
+        floor = math.log(self.FLOOR)
+        self.stride = min(int(floor / 2 / step), 64) if step < 0 else 64
+        if self.stride == 0 or math.log(pi[pi > 0].min()) + step < floor:
             raise Underflow
 
     def times(self, matrix, v, psi=None):
@@ -119,8 +120,9 @@ class FixedPoint:
     Whole numbers add exactly in any order. So paths that pass the same edges in another order tie, and to make all
     ties of short decimals and fractions exact, such as 0.1·0.6 = 0.2·0.3, a logarithm is the sum of those of the prime
     factors up to 97 and of what remains. Two paths that differ in truth by less than the rounding of their factors,
-    2^-bits a factor and step, may be taken for equal or for each other: `bits` is 35 to 55, depending on the model and
-    on how long its differences can last. A float holds ln P* = -10⁶ to no more than 2^-33.
+    2^-bits a factor and step, may be taken for equal or for each other: `bits` is 55 at most, some 46 for a million steps
+    in blocks, and some 35 if the model has zeros, for then differences can last all the sequence long. A float holds
+    ln P* = -10⁶ to no more than 2^-33.
     """
 
     one, zero, stride = 0, DEAD, 1 << 62
@@ -129,9 +131,7 @@ class FixedPoint:
         """For sequences of `length` symbols that are handled in blocks of `block`."""
         positive = [p for row in (pi, *a, *b) for p in row if p]
         worst = 2 * max(abs(_log(p)) for p in positive) + 1  # of one step
-        self.mixing = all(
-            p for row in (*a, *b) for p in row
-        )  # then states never differ by more than two steps can make
+        self.mixing = all(p for row in (*a, *b) for p in row)  # then states differ by what two steps can make
         steps = (block if self.mixing else length) + 4
         self.bits = min(55, int(math.log2(LARGEST / worst / steps)))
         units = {p: self._units(p) for p in set(positive)} | {0: DEAD}
