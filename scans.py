@@ -5,7 +5,8 @@ into K blocks of L, and all blocks take their l-th step together, as the columns
 in all. What a block lacks is the vector that it starts from, the end of the block before it. There are two ways:
 
 1. A guess: most chains soon forget where they came from. Each block is entered some steps early, from a vector of
-   ones. Then all blocks run, and the end of each is compared with the guess for the next. If they agree, all is right,
+   ones. Then all blocks run, and the end of each is compared with the guess for the next (if need be twice, for these
+   ends are a better guess). If they agree, all is right,
    for a step never stretches the distance between two vectors (Hilbert's projective metric; G. Birkhoff, "Extensions
    of Jentzsch's theorem", 1957. For Viterbi: S. Maleki et al., "Parallelizing dynamic programming through rank
    convergence", PPoPP 2014).
@@ -117,24 +118,27 @@ class Sweep:
         inner, outer = (slice(1, None), slice(None, -1)) if backward else (slice(None, -1), slice(1, None))
         starts = self._guess(first, backward)
         ends, norms = sweep(starts, **tables)
-        if not self.algebra.same(ends[:, inner], starts[:, outer]):
-            starts = self._exact(first, backward)
+        for better in self._from_ends, self._exact:
+            if self.algebra.same(ends[:, inner], starts[:, outer]):
+                break
+            starts = better(first, backward, ends)
             ends, norms = sweep(starts, **tables)
         before = np.zeros(count)
         before[outer] = np.cumsum(norms[::-1])[:-1][::-1] if backward else np.cumsum(norms)[:-1]
         return ends, norms, before + norm
 
     def _guess(self, first, backward):
-        ones = np.full((len(first), self.blocks.count), self.algebra.one)
+        ones, length = np.full((len(first), self.blocks.count), self.algebra.one), self.blocks.length
         if self.blocks.count == 1:
             return first
         if backward:
-            ends, _ = self.backward(ones, steps=min(WARM_UP, self.blocks.length))
-            return np.hstack([ends[:, 1:], first])
-        ends, _ = self.forward(ones, first_step=max(0, self.blocks.length - WARM_UP))
-        return np.hstack([first, ends[:, :-1]])
+            return self._from_ends(first, backward, self.backward(ones, steps=min(WARM_UP, length))[0])
+        return self._from_ends(first, backward, self.forward(ones, first_step=max(0, length - WARM_UP))[0])
 
-    def _exact(self, first, backward):
+    def _from_ends(self, first, backward, ends):
+        return np.hstack([ends[:, 1:], first] if backward else [first, ends[:, :-1]])
+
+    def _exact(self, first, backward, ends):
         algebra, n, count = self.algebra, len(first), self.blocks.count
         if n > PRODUCTS_UP_TO:
             return self._one_by_one(first, backward)

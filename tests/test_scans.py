@@ -190,6 +190,16 @@ def test_impossible_observation_in_any_block(at):
             function(model, obs)
 
 
+def test_zeros_upon_zeros_stay_zeros():
+    model = HMM([0.5, 0.5], np.eye(2), [[1, 0], [0.5, 0.5]])
+    best = viterbi(model, [1] * 300)  # impossible for the first state, at each of the 300 times
+    assert best.path.all() and np.isneginf(best.delta.log[:, 0]).all()
+    assert best.log_probability == pytest.approx(301 * math.log(0.5))
+    model = HMM([0.5, 0.5], np.eye(2), [[1, 0], [1, 0]])
+    with pytest.raises(ValueError, match="the first 2 observation"):  # impossible for all, again and again
+        best_path(model, [0] + [1] * 300)
+
+
 # A million steps.
 
 
