@@ -5,13 +5,13 @@ into K blocks of L, and all blocks take their l-th step together, as the columns
 in all. What a block lacks is the vector that it starts from, the end of the block before it. There are two ways:
 
 1. A guess: most chains soon forget where they came from. Each block is entered some steps early, from a vector of
-   ones. Then all blocks run, and the end of each is compared with the guess for the next (if need be twice, for these
-   ends are a better guess). If they agree, all is right,
-   for a step never stretches the distance between two vectors (Hilbert's projective metric; G. Birkhoff, "Extensions
-   of Jentzsch's theorem", 1957. For Viterbi: S. Maleki et al., "Parallelizing dynamic programming through rank
-   convergence", PPoPP 2014).
+   ones. Then all blocks run, and the end of each is compared with the guess for the next; if need be twice, for these
+   ends are a better guess. If they agree, all is right, for a step never stretches the distance between two vectors
+   (Hilbert's projective metric; G. Birkhoff, "Extensions of Jentzsch's theorem", 1957. For Viterbi: S. Maleki et al.,
+   "Parallelizing dynamic programming through rank convergence", PPoPP 2014).
 2. If not, products: the N × N matrices of a block's steps are multiplied first, which may be done for all blocks at
-   once since the product is associative, and hands the true start on from block to block.
+   once since the product is associative, and hand the true start on from block to block. (With more than 48 states
+   that is more work than it saves: then the blocks run one after the other, the one case of a Python step a symbol.)
 
 All that holds for matrix products with other sums and products: (+, ×) gives α and β, the same in logarithms gives them
 where floats would underflow, and (max, +) gives δ. For (max, +) logarithms are whole numbers of a fine unit: they add

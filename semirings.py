@@ -120,9 +120,9 @@ class FixedPoint:
     Whole numbers add exactly in any order. So paths that pass the same edges in another order tie, and to make all
     ties of short decimals and fractions exact, such as 0.1·0.6 = 0.2·0.3, a logarithm is the sum of those of the prime
     factors up to 97 and of what remains. Two paths that differ in truth by less than the rounding of their factors,
-    2^-bits a factor and step, may be taken for equal or for each other: `bits` is 55 at most, some 46 for a million steps
-    in blocks, and some 35 if the model has zeros, for then differences can last all the sequence long. A float holds
-    ln P* = -10⁶ to no more than 2^-33.
+    2^-bits a factor and step, may be taken for equal or for each other. `bits` is 55 at most, some 46 for a million
+    steps in blocks, and some 35 if the model has zeros, for then differences can last for the whole sequence. (A float
+    holds ln P* = -10⁶ to no more than 2^-33.)
     """
 
     one, zero, stride = 0, DEAD, 1 << 62
