@@ -10,10 +10,11 @@ import numpy as np
 from cli import UserError, atomic_write
 from inference import backward, forward, posterior, viterbi
 from markov import HMM
-from render import width
+from render import plain, width
 
 SHOWN = {"delta": "δ, ψ", "alpha": "α", "beta": "β", "gamma": "γ"}  # what a node may show
 LARGEST = 24, 10  # times and states that are legible
+LABEL_AT = 0.4, 0.3, 0.72, 0.62  # of an edge that climbs 0, 1, 2, 3 states: there labels keep clear of each other
 SCALE = 2.6, 1.9  # inches from time to time and from state to state
 ALL_EDGES_UP_TO = 4  # states: with more, only the best path's edges carry numbers
 CHINESE_FONTS = [
@@ -47,7 +48,7 @@ def plot(model: HMM, obs: Sequence[int], path: Path, show: str = "delta") -> Non
     from matplotlib import rc_context  # only now: it takes half a second
 
     fonts = _fonts()
-    with rc_context({"font.family": fonts, "svg.fonttype": "path"}):
+    with rc_context({"font.family": fonts, "svg.fonttype": "path", "text.parse_math": False}):
         figure, picture = _draw(model, obs, show, fonts), io.BytesIO()
         figure.savefig(picture, format=kind, dpi=150)
     with atomic_write(path) as file:
@@ -68,7 +69,7 @@ def _legible(names: Sequence[str], letter: str, fonts: list[str]) -> list[str]:
 
     faces = [get_font(findfont(FontProperties(family=font))) for font in fonts]
     if all(any(face.get_char_index(ord(char)) for face in faces) for text in names for char in text):
-        return [text.replace("$", r"\\$") for text in names]
+        return list(names)
     return [f"{letter}{i}" for i in range(1, len(names) + 1)]
 
 
@@ -86,7 +87,7 @@ def _draw(model: HMM, obs: np.ndarray, show: str, fonts: list[str]):
     for i, label in enumerate(labels):
         axes.text(-0.35, i, label, ha="right", va="center", fontsize=13)
     for t, o in enumerate(obs):
-        axes.text(t, -0.6, f"$o_{{{t + 1}}}$ = {symbols[o]}", ha="center", va="center", fontsize=13)
+        axes.text(t, -0.6, plain(f"o_{{{t + 1}}}") + f" = {symbols[o]}", ha="center", va="center", fontsize=13)
     _edges(axes, model, obs, best.path)
     for t in range(len(obs)):
         for i, text in enumerate(_node_texts(model, obs, best, show, t)):
@@ -113,7 +114,7 @@ def _number(log_p: float) -> str:
 
 
 def _edges(axes, model, obs, path) -> None:
-    """The edges that are possible, from node to node; the label a·b stands where edges have not yet crossed."""
+    """The edges that are possible, from node to node, with a·b on them."""
     n = len(model.states)
     for t in range(len(obs) - 1):
         for i in range(n):
@@ -133,7 +134,7 @@ def _edges(axes, model, obs, path) -> None:
 
 
 def _edge_label(axes, start, end, text: str, best: bool) -> None:
-    share = 0.5 if start[1] == end[1] else 0.36
+    share = LABEL_AT[abs(start[1] - end[1])] if abs(start[1] - end[1]) < len(LABEL_AT) else 0.5
     x, y = (start[k] + share * (end[k] - start[k]) for k in (0, 1))
     rise, run = SCALE[1] * (start[1] - end[1]), SCALE[0] * (end[0] - start[0])  # the axis of y points downwards
     weight, color = ("bold", "#c00000") if best else ("normal", "#444444")

@@ -1,4 +1,3 @@
-import matplotlib
 import numpy as np
 import pytest
 from matplotlib.image import imread
@@ -54,6 +53,17 @@ def test_name_without_a_font_falls_back_to_its_number():
         assert "S1 畅销" in [text for text, _ in drawn(fonts=fonts)[0]]
 
 
+def test_symbols_are_written_beside_their_times():
+    model = HMM([1], [[1]], [[0.5, 0.5]], symbols=["红", "$x$"])
+    texts = [text for text, _ in drawn(model=model, obs=[0, 1], fonts=trellis._fonts())[0]]
+    assert "o₂ = $x$" in texts if len(trellis._fonts()) > 1 else "o₂ = v2" in texts
+
+
+def test_chinese_symbols_are_drawn_without_a_warning(tmp_path, recwarn, caplog):
+    plot(HMM([1], [[1]], [[0.5, 0.5]], ["盒子"], ["红", "$白_1$"]), [0, 1], tmp_path / "a.png")
+    assert not [w for w in recwarn if "lyph" in str(w.message)] and "glyph" not in caplog.text
+
+
 def test_machine_without_chinese_fonts_draws_without_a_warning(tmp_path, monkeypatch, recwarn):
     monkeypatch.setattr(trellis, "CHINESE_FONTS", [])
     plot(PHONE_STORE, HML, tmp_path / "a.png")
@@ -76,8 +86,7 @@ def test_large_and_awkward_models_are_drawn(tmp_path, recwarn):
     model = HMM(
         rng.dirichlet(np.ones(10)), rng.dirichlet(np.ones(10), 10), rng.dirichlet(np.ones(5), 10), symbols=names
     )
-    with matplotlib.rc_context({"figure.dpi": 30}):
-        plot(model, rng.integers(0, 5, 24), tmp_path / "a.png")
+    plot(model, rng.integers(0, 5, 24), tmp_path / "a.png")
     plot(model, [0], tmp_path / "b.png")
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
 
