@@ -58,10 +58,10 @@ class Linear:
             return np.log(v.sum(axis=0))
 
     def normalised(self, alpha, beta, axis):
-        """α·β divided by its sum over the axes. FLOOR keeps products from underflowing."""
-        product = alpha * beta
-        product /= product.sum(axis=axis, keepdims=True)
-        return product
+        """α·β divided by its sum over the axis, in the place of α. FLOOR keeps products from underflowing."""
+        alpha *= beta
+        alpha /= alpha.sum(axis=axis, keepdims=True)
+        return alpha
 
     def same(self, v, w):
         return np.allclose(v, w, rtol=GUESS_TOLERANCE, atol=0)
@@ -102,9 +102,9 @@ class Logarithmic:
         return self.add.reduce(v, axis=0)
 
     def normalised(self, alpha, beta, axis):
-        total = alpha + beta
-        total -= self.add.reduce(total, axis=axis, keepdims=True)
-        return np.exp(total)
+        alpha += beta
+        alpha -= self.add.reduce(alpha, axis=axis, keepdims=True)
+        return np.exp(alpha, out=alpha)
 
     def same(self, v, w):  # NaN, from two infinities, counts as the same, one infinity does not
         with np.errstate(invalid="ignore"):
@@ -134,16 +134,19 @@ class FixedPoint:
         self.mixing = all(p for row in (*a, *b) for p in row)  # then states differ by what two steps can make
         steps = (block if self.mixing else length) + 4
         self.bits = min(55, int(math.log2(LARGEST / worst / steps)))
-        units = {p: self._units(p) for p in set(positive)} | {0: DEAD}
-        self.pi, self.a, self.b = (np.array([[units[p] for p in row] for row in rows]) for rows in ([pi], a, b))
+        primes = [(prime, self._round(math.log(prime))) for prime in SMALL_PRIMES]
+        tables = ([[self._units(p, primes) for p in row] for row in rows] for rows in ([pi], a, b))
+        self.pi, self.a, self.b = map(np.array, tables)
         self.pi, self.at = self.pi[0], np.ascontiguousarray(self.a.T)
 
-    def _units(self, p: Fraction) -> int:
+    def _units(self, p: Fraction, primes: list[tuple[int, int]]) -> int:
+        if not p:
+            return DEAD
         total = 0
         for number, sign in (p.numerator, 1), (p.denominator, -1):
-            for prime in SMALL_PRIMES:
+            for prime, log in primes:
                 while number % prime == 0:
-                    number, total = number // prime, total + sign * self._round(math.log(prime))
+                    number, total = number // prime, total + sign * log
             total += sign * self._round(math.log(number))
         return total
 
