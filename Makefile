@@ -23,7 +23,7 @@ has_torch = $(1) -c 'import re, importlib.metadata as m, sys; \
 demo: $(RUN)/samples.txt .venv/installed
 	@echo "== Ten samples, from $<"
 	@cat $<
-	$(call step,The HMM exercise,$(PY) hmm.py)
+	$(call step,The HMM exercise and its trellis (workdirs/trellis.png),$(PY) hmm.py --plot workdirs/trellis.png)
 
 .venv/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

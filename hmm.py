@@ -1,101 +1,78 @@
-"""Hidden Markov models (隐含马尔可夫模型) with discrete observations, and the handout's phone-store exercise solved.
+"""Hidden Markov models (隐含马尔可夫模型) with discrete observations: the phone-store exercise, or a model of yours.
 
-`python hmm.py` prints the model λ = (π, A, B), the forward and backward variables α and β, the posteriors γ and ξ,
-P(O), and Viterbi's δ, ψ and best path. States are S1 畅销 (selling well) and S2 滞销 (selling badly); the
-observations are the grade of phone bought in each month: H high, M middle, L low.
+Without flags it works through the handout's exercise, on paper as it were: the model λ = (π, A, B), the forward and
+backward variables α and β, P(O) three ways, the posteriors γ and ξ, all paths, Viterbi's δ, ψ and the best path. States
+are S1 畅销 (selling well) and S2 滞销 (selling badly); the observations are the grade of phone bought in each month:
+H high, M middle, L low.
 
-The functions work for any discrete model and length. In code, times, states and symbols count from 0; in print and in
-messages from 1, as in the handout. Source: L. R. Rabiner, "A tutorial on hidden Markov models and selected applications
-in speech recognition", Proc. IEEE 77(2), 1989; its equation numbers stand in the docstrings.
+  python hmm.py --format markdown --lang en           the same as Markdown, in English
+  python hmm.py --plot trellis.png                    and draw the trellis
+  python hmm.py --model model.json --obs a,b,b        any other model; data/hmm has some, also the exercise
+  python hmm.py --model model.json --obs FILE --fit   learn from sequences, one a line (Baum–Welch)
+
+A model is a JSON object with startprob (N numbers), transmat (N rows of N), emissionprob (N rows of M), and names in
+states (N) and symbols (M). Numbers may be fractions in quotes, "1/3". Of several best paths the one with the lowest
+last state is taken, of these the one with the lowest last but one, and so on.
+
+JSON output is one object a sequence, on a line of its own, with times, states and symbols counted from 0. A probability
+below the range of floats (about 1e-308) is null, and so is ln 0: log_alpha, log_beta and log_delta hold the logarithms,
+and where they are null the probability is 0. If P(O) = 0 then gamma, xi and the path are null, and "note" says so.
+
+The code: markov.py (the model, and all variables by definition), inference.py (for any length), scans.py and
+semirings.py (how that is fast), walkthrough.py and render.py (the explanation), trellis.py (the picture).
 """
 
+import json
 import math
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from decimal import Decimal
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from cli import ArgumentParser, UserError, run
+import trellis
+from cli import ArgumentParser, UserError, atomic_write, number, run
+from inference import (
+    Scaled,
+    Viterbi,
+    backward,
+    best_path,
+    expected_counts,
+    forward,
+    kbest,
+    pair_posterior,
+    posterior,
+    score,
+    viterbi,
+)
+from markov import HMM, ImpossibleSequenceError, ModelError, Variables, by_definition, load_model, read_sequences
+from render import FORMATS, Heading, render
+from scans import Blocks, follow
+from walkthrough import Words, kbest_section, walkthrough
 
-ROW_SUM_TOLERANCE = 1e-6
-TIE = 1e-12  # log-probabilities that differ by less are a tie: 0.1·0.6 and 0.2·0.3 differ in their last bit
-_log_sum, _maximum = np.logaddexp.reduce, np.maximum.reduce
+__all__ = [  # what a notebook or a test finds here
+    "HMM",
+    "PHONE_STORE",
+    "ImpossibleSequenceError",
+    "ModelError",
+    "Scaled",
+    "Viterbi",
+    "backward",
+    "baum_welch",
+    "best_path",
+    "by_definition",
+    "expected_counts",
+    "forward",
+    "kbest",
+    "load_model",
+    "pair_posterior",
+    "posterior",
+    "random_model",
+    "sample",
+    "score",
+    "viterbi",
+]
 
-
-class ModelError(ValueError):
-    """A model that is none, or observations that it does not know."""
-
-
-class ImpossibleSequenceError(ValueError):
-    """P(O|λ) = 0: nothing can be said given O, for no state sequence emits it."""
-
-
-@dataclass(frozen=True, eq=False)
-class HMM:
-    """λ = (π, A, B), with the names of its N states and M symbols (by default S1 … SN and v1 … vM).
-
-    `startprob` (N,) holds π_i, `transmat` (N, N) a_ij from row i to column j, `emissionprob` (N, M) b_i(k). They are
-    copied and made read-only. Raises ModelError, which names the matrix, the row and its sum.
-    """
-
-    startprob: np.ndarray
-    transmat: np.ndarray
-    emissionprob: np.ndarray
-    states: Sequence[str] = ()
-    symbols: Sequence[str] = ()
-
-    def __post_init__(self):
-        for name, dimensions in ("startprob", 1), ("transmat", 2), ("emissionprob", 2):
-            object.__setattr__(self, name, _probabilities(name, getattr(self, name), dimensions))
-        n, m = len(self.startprob), self.emissionprob.shape[1]
-        for name, shape in ("transmat", (n, n)), ("emissionprob", (n, m)):
-            if getattr(self, name).shape != shape:
-                raise ModelError(f"{name} has shape {getattr(self, name).shape}, not {shape}: startprob has {n} states")
-        for field, count, letter in ("states", n, "S"), ("symbols", m, "v"):
-            names = tuple(getattr(self, field)) or tuple(f"{letter}{i + 1}" for i in range(count))
-            if len(names) != count or len(set(names)) != count:
-                raise ModelError(f"{field} must be {count} different names, not {', '.join(map(str, names))}")
-            object.__setattr__(self, field, names)
-
-    def encode(self, symbols: Iterable[str]) -> np.ndarray:
-        """Symbols by name → their indices (T,). Raises ModelError on an unknown one, and if there is none."""
-        index = {name: k for k, name in enumerate(self.symbols)}
-        try:
-            return _observations(self, [index[symbol] for symbol in symbols])
-        except KeyError as error:
-            raise ModelError(f"unknown symbol {error}, the model has {', '.join(self.symbols)}") from None
-
-
-def _probabilities(name: str, values, dimensions: int) -> np.ndarray:
-    try:
-        matrix = np.array(values, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"{name} is not a table of numbers: {error}") from None
-    if matrix.ndim != dimensions or matrix.size == 0:
-        raise ModelError(f"{name} has shape {matrix.shape}: it needs {dimensions} dimension(s), none of them empty")
-    for number, row in enumerate(np.atleast_2d(matrix), start=1):
-        where, total = name if dimensions == 1 else f"{name} row {number}", row.sum()
-        for column in np.flatnonzero(~(row >= 0))[:1]:  # NaN fails every comparison
-            raise ModelError(f"{where}, entry {column + 1} is {row[column]:g}, not a probability (row sum {total:g})")
-        if abs(total - 1) > ROW_SUM_TOLERANCE:
-            raise ModelError(f"{where} sums to {total:.9g}, not to 1")
-    matrix.setflags(write=False)
-    return matrix
-
-
-def _observations(model: HMM, obs: Sequence[int]) -> np.ndarray:
-    obs, m = np.asarray(obs), model.emissionprob.shape[1]
-    if obs.size == 0:
-        raise ModelError("the observation sequence is empty")
-    if obs.ndim != 1 or obs.dtype.kind not in "iu":
-        raise ModelError(f"observations must be T whole numbers, not {obs.dtype} of shape {obs.shape}")
-    for t in np.flatnonzero((obs < 0) | (obs >= m))[:1]:
-        raise ModelError(f"observation {t + 1} is {obs[t]}, but the symbols' indices are 0 to {m - 1}")
-    return obs
-
+EXACT_UP_TO = 400  # T·N²: JSON has fractions up to here
 
 PHONE_STORE = HMM(
     startprob=[0.5, 0.5],
@@ -106,171 +83,242 @@ PHONE_STORE = HMM(
 )
 
 
-class Scaled(NamedTuple):
-    """T rows of N numbers that would underflow: row t is exp(log_values[t] + log_norm[t]). Zero is ln 0 = -inf.
+# Learning and sampling.
 
-    Like Rabiner's α̂ and β̂ (section V.A), but each variable has norms of its own, and all are logarithms: a state that
-    is 10⁻⁴⁰⁰ times as likely as another is not lost, for it may be the one that survives.
+
+def baum_welch(model: HMM, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[HMM, float]]:
+    """Expectation maximisation: yields (model, ln P(all sequences | model)), first `model` itself, then ever better.
+
+    Ends when a step gains nothing more, which is never while the sequences can be explained better nearby: a step
+    cannot make them less likely (Rabiner, section III.C; eqs. 40a to 40c, summed over the sequences, 109 and 110).
+    What rounding takes away is not yielded. A state that is never visited keeps its row. Raises ModelError, and
+    ImpossibleSequenceError if P(O|λ) = 0 for one of them.
     """
-
-    log_values: np.ndarray  # (T, N), a row's sum is 1 in α and β, its maximum is 1 in δ
-    log_norm: np.ndarray  # (T,), the row's sum or maximum before; -inf for a row of zeros
-
-    @property
-    def log(self) -> np.ndarray:  # (T, N), never NaN
-        return self.log_values + self.log_norm[:, None]
-
-    @property
-    def plain(self) -> np.ndarray:  # (T, N) of plain probabilities, 0 where a float underflows
-        return np.exp(self.log)
-
-
-@np.errstate(divide="ignore")
-def _logs(model: HMM, obs: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    # ln π_i (N,), ln a_ij (N, N), ln b_i(o_t) (T, N)
-    return np.log(model.startprob), np.log(model.transmat), np.log(model.emissionprob.T[_observations(model, obs)])
-
-
-def _scaled(row: np.ndarray, step: Callable, log_b: np.ndarray, size: Callable) -> Scaled:
-    # The recursion of all three variables: row ← step(row, ln b(o)), scaled so that size(row) is ln 1
-    values, norm = np.empty((len(log_b) + 1, len(row))), np.empty(len(log_b) + 1)
-    for t in range(len(values)):
-        row = step(row, log_b[t - 1]) if t else row
-        norm[t] = size(row)
-        values[t] = row = row if norm[t] == -np.inf else row - norm[t]
-    return Scaled(values, np.cumsum(norm))
+    counts = [_counts(model, obs, i) for i, obs in enumerate(sequences, start=1)]
+    log_likelihood = sum(count.log_likelihood for count in counts)
+    yield model, log_likelihood
+    while True:
+        better = HMM(
+            _rows(sum(count.start for count in counts)[None], model.startprob[None])[0],
+            _rows(sum(count.transitions for count in counts), model.transmat),
+            _rows(sum(count.emissions for count in counts), model.emissionprob),
+            model.states,
+            model.symbols,
+        )
+        counts = [_counts(better, obs, i) for i, obs in enumerate(sequences, start=1)]
+        before, log_likelihood = log_likelihood, sum(count.log_likelihood for count in counts)
+        if log_likelihood <= before:
+            return
+        model = better
+        yield model, log_likelihood
 
 
-def forward(model: HMM, obs: Sequence[int]) -> Scaled:
-    """α_t(i) = P(o_1 … o_t, q_t = S_i | λ) for `obs` (T,) as (T, N); eqs. 19, 20.
-
-    `log_norm[t]` is ln P(o_1 … o_t | λ), so `log_norm[-1]` is the log-likelihood (eqs. 21, 103). From the first
-    impossible observation on, rows are zero and `log_norm` is -inf. Raises ModelError.
-    """
-    log_pi, log_a, log_b = _logs(model, obs)
-    return _scaled(log_pi + log_b[0], lambda row, b: _log_sum(row[:, None] + log_a, axis=0) + b, log_b[1:], _log_sum)
+def _counts(model: HMM, obs: Sequence[int], number_of_sequence: int):
+    try:
+        return expected_counts(model, obs)
+    except ImpossibleSequenceError as error:
+        raise ImpossibleSequenceError(f"sequence {number_of_sequence}: {error}") from None
 
 
-def backward(model: HMM, obs: Sequence[int]) -> Scaled:
-    """β_t(i) = P(o_{t+1} … o_T | q_t = S_i, λ) for `obs` (T,) as (T, N), β_T(i) = 1; eqs. 24, 25.
-
-    It needs no α: Σ_i π_i b_i(o_1) β_1(i) gives P(O|λ) a second time. Raises ModelError.
-    """
-    log_pi, log_a, log_b = _logs(model, obs)
-    beta = _scaled(np.zeros_like(log_pi), lambda row, b: _log_sum(log_a + b + row, axis=1), log_b[:0:-1], _log_sum)
-    return Scaled(beta.log_values[::-1], beta.log_norm[::-1])
+def _rows(counts: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    total = counts.sum(axis=1, keepdims=True)
+    return np.where(total > 0, counts / np.where(total > 0, total, 1), otherwise)
 
 
-def posterior(model: HMM, obs: Sequence[int]) -> np.ndarray:
-    """γ_t(i) = P(q_t = S_i | O, λ) = α_t(i) β_t(i) / Σ_j α_t(j) β_t(j) as (T, N), rows of sum 1; eq. 27.
-
-    Raises ModelError, and ImpossibleSequenceError if P(O|λ) = 0.
-    """
-    log_gamma = _possible(forward(model, obs)).log_values + backward(model, obs).log_values
-    return np.exp(log_gamma - _log_sum(log_gamma, axis=1, keepdims=True))
+def random_model(model: HMM, seed: int) -> HMM:
+    """A model of the same states and symbols, every row drawn from the uniform distribution over distributions."""
+    rng, (n, m) = np.random.default_rng(seed), model.emissionprob.shape
+    draw = (rng.dirichlet(np.ones(size), rows) for size, rows in ((n, None), (n, n), (m, n)))
+    return HMM(*draw, model.states, model.symbols)
 
 
-def pair_posterior(model: HMM, obs: Sequence[int]) -> np.ndarray:
-    """ξ_t(i, j) = P(q_t = S_i, q_{t+1} = S_j | O, λ) = α_t(i) a_ij b_j(o_{t+1}) β_{t+1}(j) / P(O|λ); eq. 37.
-
-    Shape (T-1, N, N), each matrix of sum 1. Raises ModelError, and ImpossibleSequenceError if P(O|λ) = 0.
-    """
-    _, log_a, log_b = _logs(model, obs)
-    alpha, beta = _possible(forward(model, obs)).log_values, backward(model, obs).log_values
-    log_xi = alpha[:-1, :, None] + log_a + (log_b + beta)[1:, None, :]
-    return np.exp(log_xi - _log_sum(log_xi, axis=(1, 2), keepdims=True))
-
-
-def _possible(variables: Scaled) -> Scaled:
-    for t in np.flatnonzero(np.isneginf(variables.log_norm))[:1]:
-        raise ImpossibleSequenceError(f"P(O) = 0: no state sequence emits the first {t + 1} observation(s)")
-    return variables
-
-
-class Viterbi(NamedTuple):
-    path: np.ndarray  # (T,) the states q*_t, from 0
-    log_probability: float  # ln P* = ln max P(q_1 … q_T, O | λ)
-    delta: Scaled  # (T, N) δ_t(i) = max P(q_1 … q_{t-1}, q_t = S_i, o_1 … o_t | λ)
-    psi: np.ndarray  # (T, N) state i's best predecessor ψ_t(i), from 0; the first row is 0 by convention
+def sample(model: HMM, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """A sequence of `length` symbols drawn from the model: states (T,) and observations (T,), both from 0."""
+    uniform = np.random.default_rng(seed).random((2, length))
+    n, blocks = len(model.startprob), Blocks(np.zeros(length, dtype=int), len(model.startprob))
+    first = _draw(model.startprob, uniform[0, :1])[0]
+    maps = np.tile(np.arange(n)[:, None], blocks.count * blocks.length)  # each time's map of a state to the next
+    for i in range(n):
+        maps[i, : length - 1] = _draw(model.transmat[i], uniform[0, 1:])
+    maps = maps.reshape(n, blocks.count, blocks.length).transpose(2, 0, 1)
+    states = np.append(first, follow(maps, first).T.reshape(-1)[: length - 1])
+    obs = np.empty(length, dtype=int)
+    for i in range(n):
+        obs[states == i] = _draw(model.emissionprob[i], uniform[1, states == i])
+    return states, obs
 
 
-def viterbi(model: HMM, obs: Sequence[int]) -> Viterbi:
-    """The most probable state sequence of `obs` (T,), with its tables; eqs. 32 to 35.
-
-    Ties (within TIE) go to the lower index, in ψ and at the end: of several best paths it is the one with the lowest
-    last state, of these the one with the lowest last but one, and so on. Raises as `posterior` does.
-    """
-    log_pi, log_a, log_b = _logs(model, obs)
-    delta = _scaled(log_pi + log_b[0], lambda row, b: _maximum(row[:, None] + log_a, axis=0) + b, log_b[1:], _maximum)
-    scores = _possible(delta).log_values[:-1, :, None] + log_a  # (T-1, N, N): from row j to column i
-    path, psi = np.empty(len(log_b), dtype=int), np.zeros(log_b.shape, dtype=int)
-    psi[1:] = np.argmax(scores >= scores.max(axis=1, keepdims=True) - TIE, axis=1)
-    path[-1] = np.argmax(delta.log_values[-1] >= -TIE)  # δ is scaled: the best is ln 1
-    for t in reversed(range(1, len(psi))):
-        path[t - 1] = psi[t, path[t]]
-    return Viterbi(path, float(delta.log_norm[-1]), delta, psi)
+def _draw(probabilities: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    total = np.cumsum(probabilities)
+    return np.searchsorted(total / total[-1], uniform, side="right")
 
 
-@np.errstate(divide="ignore")
-def report(model: HMM, obs: Sequence[int]) -> str:
-    """All variables of `obs` as aligned tables, and the answer, in the handout's notation (its φ is Rabiner's ψ)."""
-    best, xi = viterbi(model, obs), pair_posterior(model, obs)
-    alpha, beta, gamma = forward(model, obs), backward(model, obs), posterior(model, obs)
-    short = [f"S{i + 1}" for i in range(len(model.states))]
-    states = [f"{i} {name}" for i, name in zip(short, model.states, strict=True)]
-    times = [f"{t + 1}  {model.symbols[o]}" for t, o in enumerate(obs)]
-    pairs = [f"{i} → {j}" for i in short for j in short]
-    psi = [["0"] * len(short), *([short[j] for j in row] for row in best.psi[1:])]
-    parts = [
-        "λ = (π, A, B)",
-        _table("π_i = P(q_1 = S_i)", states, ["π_i"], np.log(model.startprob[:, None])),
-        _table("A: a_ij = P(q_{t+1} = S_j | q_t = S_i)", states, states, np.log(model.transmat)),
-        _table("B: b_i(k) = P(o_t = k | q_t = S_i)", states, model.symbols, np.log(model.emissionprob)),
-        f"O = {', '.join(model.symbols[o] for o in obs)}",
-        _table("α_t(i) = P(o_1 … o_t, q_t = S_i | λ)", times, states, alpha.log),
-        _table("β_t(i) = P(o_{t+1} … o_T | q_t = S_i, λ)", times, states, beta.log),
-        f"P(O|λ) = Σ_i α_T(i) = {_number(alpha.log_norm[-1])}",
-        _table("γ_t(i) = P(q_t = S_i | O, λ)", times, states, np.log(gamma)),
-        _table("ξ_t(i,j) = P(q_t = S_i, q_{t+1} = S_j | O, λ)", times[:-1], pairs, np.log(xi).reshape(-1, len(pairs))),
-        _table("δ_t(i) = max P(q_1 … q_{t-1}, q_t = S_i, o_1 … o_t | λ)", times, states, best.delta.log),
-        _table("ψ_t(i) = argmax_j δ_{t-1}(j) a_ji", times, states, psi),
-        f"P* = max_i δ_T(i) = {_number(best.log_probability)}\n"
-        f"q* = {', '.join(short[i] for i in best.path)} = {', '.join(model.states[i] for i in best.path)}",
-    ]
-    return "\n\n".join(parts)
+# JSON.
 
 
-def _table(title: str, rows: Sequence[str], columns: Sequence[str], cells) -> str:
-    def width(text: str) -> int:  # on a terminal, where a Chinese character takes two columns
-        return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+def as_json(model: HMM, obs: Sequence[int], brief: bool = False, k: int = 0) -> str:
+    """One line about `obs` (T,), as the module's docstring describes it; `brief` leaves out what has rows of states."""
+    log_likelihood = score(model, obs)
+    possible = log_likelihood > -math.inf
+    result = {"observations": [model.symbols[o] for o in obs], "likelihood": _plain(log_likelihood)}
+    result |= {"log_likelihood": _finite(log_likelihood)} | ({} if brief else _tables(model, obs, possible))
+    result["viterbi"] = dict.fromkeys(("path", "states", "probability", "log_probability"))
+    if possible:
+        result["viterbi"] = _path(model, *best_path(model, obs))
+    else:
+        t = int(np.flatnonzero(np.isneginf(forward(model, obs).log_norm))[0]) + 1
+        result["viterbi"]["probability"] = 0.0
+        result["note"] = f"P(O) = 0: no state sequence emits the first {t} observation(s)"
+    if k:
+        result["kbest"] = [_path(model, *path) for path in kbest(model, obs, k)] if possible else []
+    if len(obs) * len(model.states) ** 2 <= EXACT_UP_TO and not brief:
+        _put_exact(result, by_definition(*model.exact, list(obs)))
+    return json.dumps(result, ensure_ascii=False, allow_nan=False)
 
-    if isinstance(cells, np.ndarray):  # logarithms of probabilities
-        form = ".6f" if np.all(np.isneginf(cells) | (cells > math.log(1e-3))) else ".5e"
-        cells = [[_number(x, form) for x in row] for row in cells]
-    lines = [["", *columns], *([name, *row] for name, row in zip(rows, cells, strict=True))]
-    widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
-    padded = [[" " * (w - width(cell)) + cell for w, cell in zip(widths, line, strict=True)] for line in lines]
-    return "\n".join([title, *("  " + "   ".join(line) for line in padded)])
+
+def _tables(model: HMM, obs, possible: bool) -> dict:
+    best = viterbi(model, obs) if possible else None
+    logs = {"alpha": forward(model, obs).log, "beta": backward(model, obs).log, "delta": best and best.delta.log}
+    result = {name: _plain(log) for name, log in logs.items()}
+    result["gamma"] = posterior(model, obs).tolist() if best else None
+    result["xi"] = pair_posterior(model, obs).tolist() if best else None
+    result["psi"] = best.psi.tolist() if best else None
+    return result | {f"log_{name}": _finite(log) for name, log in logs.items()}
 
 
-def _number(log_p: float, form: str = ".6g") -> str:
-    return format(math.exp(log_p) if log_p > -700 else Decimal(float(log_p)).exp(), form)  # a float ends at e^-745
+def _put_exact(result: dict, variables: Variables) -> None:
+    """The fractions, and of the plain numbers what is nearest to them: 0.03541 instead of 0.03541000000000002."""
+
+    def each(change, values):
+        return [each(change, value) for value in values] if isinstance(values, list) else change(values)
+
+    result["exact"] = {}
+    for name in ("likelihood", "alpha", "beta", "gamma", "xi", "delta"):
+        values = getattr(variables, name)
+        if result[name] is not None:  # δ, γ, ξ of what is impossible
+            result["exact"][name] = each(str, values)
+            result[name] = each(lambda x: None if x and not float(x) else float(x), values)
+    if result["viterbi"]["path"]:
+        best = max(variables.delta[-1])
+        result["exact"]["path_probability"], result["viterbi"]["probability"] = str(best), float(best) or None
+
+
+def _path(model: HMM, path: np.ndarray, log_probability: float) -> dict:
+    states = [model.states[i] for i in path]
+    probability = {"probability": _plain(log_probability), "log_probability": log_probability}
+    return {"path": path.tolist(), "states": states, **probability}
+
+
+def _plain(log):
+    """exp(log), or null where that is below the range of floats and yet not 0."""
+    if log is None or isinstance(log, float):
+        return log if log is None else 0.0 if log == -math.inf else math.exp(log) or None
+    values = np.exp(log)
+    lost = (values == 0) & ~np.isneginf(log)
+    return np.where(lost, None, values).tolist() if lost.any() else values.tolist()
+
+
+def _finite(log):
+    if log is None or isinstance(log, float):
+        return None if log == -math.inf else log
+    return np.where(np.isneginf(log), None, log).tolist() if np.isneginf(log).any() else log.tolist()
+
+
+# The command line.
 
 
 def parse_args():
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--obs", default="H,M,L", help="the observations, one a month, with commas between them")
-    return parser.parse_args()
+    parser.add_argument("--model", type=Path, help="a model as a JSON file (default: the exercise)")
+    parser.add_argument(
+        "--obs", help="observations with commas between, or a file, one sequence a line (default: H,M,L)"
+    )
+    parser.add_argument(
+        "--format", choices=[*FORMATS, "json"], default="text", help="how to print; latex is a document"
+    )
+    parser.add_argument("--lang", choices=["zh", "en"], default="zh", help="language of the explanation")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the trellis (.png, .pdf, .svg) of one sequence")
+    parser.add_argument("--plot_nodes", choices=trellis.SHOWN, default="delta", help="what the trellis' nodes show")
+    parser.add_argument("--brief", action="store_true", help="JSON without alpha, beta, gamma, xi, delta, psi")
+    parser.add_argument("--kbest", type=number(int, 1), metavar="K", help="also the K most probable paths")
+    parser.add_argument("--fit", action="store_true", help="learn from the sequences by Baum–Welch, print the model")
+    parser.add_argument("--iters", type=number(int, 0), default=100, help="of --fit: the most steps")
+    parser.add_argument("--tolerance", type=number(float, 0), default=1e-6, help="of --fit: end at a smaller gain")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="of --fit: save the model")
+    parser.add_argument(
+        "--sample", type=number(int, 1, 10**8), metavar="N", help="draw a sequence of N symbols instead"
+    )
+    parser.add_argument("--seed", type=number(int, 0), help="of --sample (default: 0); of --fit: begin at random")
+    args = parser.parse_args()
+    if args.model and not args.obs and not args.sample:
+        parser.error("--model needs observations: --obs H,M,L or --obs FILE")
+    if args.seed is not None and not args.fit and not args.sample:
+        parser.error("--seed belongs to --sample, or to --fit")
+    if args.out and not args.fit:
+        parser.error("--out belongs to --fit")
+    if args.fit and args.sample:
+        parser.error("--fit and --sample are two things: run one after the other")
+    return args
 
 
 def main():
     args = parse_args()
-    names = [name.strip() for name in args.obs.replace("，", ",").split(",")]
-    try:
-        obs = PHONE_STORE.encode(names if any(names) else [])
-    except ModelError as error:
-        raise UserError(f"--obs {args.obs!r}: {error}; give something like --obs H,M,L") from None
-    print(report(PHONE_STORE, obs))
+    model = load_model(args.model) if args.model else PHONE_STORE
+    if args.sample:
+        return print_sample(model, args)
+    sequences = read_sequences(model, "H,M,L" if args.obs is None else args.obs)
+    if args.fit:
+        return fit(model, sequences, args)
+    if args.plot:
+        if len(sequences) > 1:
+            raise UserError(f"--plot draws one sequence, and --obs has {len(sequences)}")
+        trellis.plot(model, sequences[0], args.plot, args.plot_nodes)
+    if args.format == "json":
+        for obs in sequences:
+            print(as_json(model, obs, args.brief, args.kbest or 0))
+        return None
+    explain(model, sequences, args)
+    return None
+
+
+def explain(model: HMM, sequences: list, args) -> None:
+    document, say = [], Words(args.lang)
+    for i, obs in enumerate(sequences, start=1):
+        document += [Heading(say("sequence", i=i, n=len(sequences)))] if len(sequences) > 1 else []
+        document += walkthrough(model, obs, args.lang)
+        if args.kbest:
+            document += kbest_section(model, obs, kbest(model, obs, args.kbest), args.kbest, args.lang)
+    print(render(document, args.format))
+
+
+def print_sample(model: HMM, args) -> None:
+    states, obs = sample(model, args.sample, args.seed or 0)
+    states, obs = [model.states[i] for i in states], [model.symbols[o] for o in obs]
+    if args.format == "json":
+        print(json.dumps({"states": states, "observations": obs}, ensure_ascii=False))
+    else:  # lines that --obs reads, the first of them as a remark
+        print(f"# {','.join(states)}\n{','.join(obs)}")
+
+
+def fit(model: HMM, sequences: list, args) -> None:
+    """Baum–Welch with the log-likelihood of all sequences at every step, then the model, which --out saves."""
+    start = model if args.seed is None else random_model(model, args.seed)
+    steps, text, fitted = [], args.format != "json", start
+    for better, log_likelihood in baum_welch(start, sequences):
+        fitted = better
+        gain = log_likelihood - steps[-1] if steps else math.inf
+        steps.append(log_likelihood)
+        if text:
+            print(f"step {len(steps) - 1}: ln P = {log_likelihood:.10g}", flush=True)
+        if len(steps) > args.iters or gain < args.tolerance:
+            break
+    if args.out:
+        with atomic_write(args.out, "w") as file:
+            file.write(fitted.to_json())
+    if text:
+        print(f"\n{fitted.to_json()}", end="")
+    else:
+        print(json.dumps({"log_likelihood": steps, "model": json.loads(fitted.to_json())}, ensure_ascii=False))
 
 
 if __name__ == "__main__":

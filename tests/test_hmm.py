@@ -1,30 +1,32 @@
 import itertools
+import json
 import math
-import os
-import subprocess
-import sys
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT, run_script
 from hmmlearn.hmm import CategoricalHMM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hmm
 from hmm import (
     HMM,
     PHONE_STORE,
     ImpossibleSequenceError,
     ModelError,
     backward,
+    baum_welch,
     forward,
+    kbest,
+    load_model,
     pair_posterior,
     posterior,
+    score,
     viterbi,
 )
 
-ROOT = Path(__file__).parent.parent
 HML = [0, 1, 2]
 F = Fraction
 
@@ -287,100 +289,300 @@ def test_model_cannot_be_changed_afterwards():
 # The command.
 
 
-def command(*args):
-    return subprocess.run(
-        [sys.executable, "hmm.py", *args],
-        cwd=ROOT,
-        capture_output=True,
-        encoding="utf-8",
-        env={**os.environ, "PYTHONIOENCODING": "utf-8"},
+def lines(text):
+    return [" ".join(line.split()) for line in text.splitlines()]
+
+
+def test_exercise_is_worked_through_on_the_command_line(call):
+    status, out, err = call(hmm)
+    assert status == 0 and err == ""
+    shown = lines(out)
+    for line in [
+        "α₂(1) = [α₁(1)·a₁₁ + α₁(2)·a₂₁]·b₁(M) = [0.2·0.6 + 0.1·0.5]·0.4 = 0.068 = 17/250",
+        "β₁(2) = a₂₁·b₁(M)·β₂(1) + a₂₂·b₂(M)·β₂(2) = 0.5·0.4·0.32 + 0.5·0.3·0.35 = 0.1165 = 233/2000",
+        "P(O | λ) = Σᵢ α₃(i) = 0.01206 + 0.02335 = 0.03541 = 3541/100000",
+        "P(O | λ) = Σᵢ πᵢ bᵢ(o₁) β₁(i) = 0.5·0.4·0.1188 + 0.5·0.2·0.1165 = 0.03541 = 3541/100000",
+        "P(O | λ) = Σᵢ α₂(i) β₂(i) = 0.068·0.32 + 0.039·0.35 = 0.03541 = 3541/100000",
+        "γ₃(2) = 0.02335·1 / 0.03541 = 2335/3541 ≈ 0.659418",
+        "ξ₁(1,2) = 0.2·0.4·0.3·0.35 / 0.03541 = 840/3541 ≈ 0.237221",
+        "q* = (畅销, 畅销, 滞销) 0.5·0.4·0.6·0.4·0.4·0.5 = 0.0096 = 6/625 27.1%",
+        "合计 P(O) = 0.03541 = 3541/100000 100%",
+        "δ₃(2) = max[δ₂(1)·a₁₂, δ₂(2)·a₂₂]·b₂(L) = max[0.048·0.4, 0.024·0.5]·0.5 = max[0.0192, 0.012]·0.5 "
+        "= 0.0096 = 6/625, ψ₃(2) = 1",
+        "3 L 0.00576 0.0096* S₁ S₁ S₂",
+        "q*₂ = ψ₃(2) = 1",
+        "观测到 H, M, L 的概率是 0.03541。最可能的状态序列是 畅销，畅销，滞销，概率 0.0096，占 P(O) 的 27.1%。",
+    ]:
+        assert line in shown, line
+
+
+def test_command_speaks_english(call):
+    _, out, _ = call(hmm, "--lang", "en")
+    assert out.endswith(
+        "The probability of H, M, L is 0.03541. The most probable state sequence is 畅销, 畅销, 滞销, "
+        "of probability 0.0096, which is 27.1% of P(O).\n"
     )
 
 
-PRINTED = """
-π_i = P(q_1 = S_i)
-            π_i
-S1 畅销  0.500000
-S2 滞销  0.500000
-
-A: a_ij = P(q_{t+1} = S_j | q_t = S_i)
-         S1 畅销   S2 滞销
-S1 畅销  0.600000  0.400000
-S2 滞销  0.500000  0.500000
-
-B: b_i(k) = P(o_t = k | q_t = S_i)
-            H         M         L
-S1 畅销  0.400000  0.400000  0.200000
-S2 滞销  0.200000  0.300000  0.500000
-
-O = H, M, L
-
-α_t(i) = P(o_1 … o_t, q_t = S_i | λ)
-      S1 畅销   S2 滞销
-1  H  0.200000  0.100000
-2  M  0.068000  0.039000
-3  L  0.012060  0.023350
-
-β_t(i) = P(o_{t+1} … o_T | q_t = S_i, λ)
-      S1 畅销   S2 滞销
-1  H  0.118800  0.116500
-2  M  0.320000  0.350000
-3  L  1.000000  1.000000
-
-P(O|λ) = Σ_i α_T(i) = 0.03541
-
-γ_t(i) = P(q_t = S_i | O, λ)
-      S1 畅销   S2 滞销
-1  H  0.670997  0.329003
-2  M  0.614516  0.385484
-3  L  0.340582  0.659418
-
-ξ_t(i,j) = P(q_t = S_i, q_{t+1} = S_j | O, λ)
-      S1 → S1   S1 → S2   S2 → S1   S2 → S2
-1  H  0.433776  0.237221  0.180740  0.148263
-2  M  0.230443  0.384072  0.110138  0.275346
-
-δ_t(i) = max P(q_1 … q_{t-1}, q_t = S_i, o_1 … o_t | λ)
-      S1 畅销   S2 滞销
-1  H  0.200000  0.100000
-2  M  0.048000  0.024000
-3  L  0.005760  0.009600
-
-ψ_t(i) = argmax_j δ_{t-1}(j) a_ji
-      S1 畅销   S2 滞销
-1  H        0         0
-2  M       S1        S1
-3  L       S1        S1
-
-P* = max_i δ_T(i) = 0.0096
-q* = S1, S1, S2 = 畅销, 畅销, 滞销
-"""
+def test_command_as_a_user_runs_it():
+    done = run_script("hmm.py", "--obs", "L", "--lang", "en", PYTHONIOENCODING="utf-8")
+    assert done.returncode == 0 and done.stderr == ""
+    assert "is 滞销, of probability 0.25" in done.stdout
 
 
-def test_command_prints_every_variable_and_the_answer():
-    result = command()
-    assert result.returncode == 0 and result.stderr == ""
-
-    def without_spacing(text):
-        return [line.split() for line in text.splitlines()]
-
-    assert without_spacing(result.stdout) == [["λ", "=", "(π,", "A,", "B)"], *without_spacing(PRINTED)]
+def test_command_takes_fullwidth_commas_and_blanks(call):
+    assert call(hmm, "--obs", "H，M, L") == call(hmm) == call(hmm, "--obs", " H M  L")
 
 
-def test_tables_are_aligned_on_a_terminal_where_chinese_characters_are_wide():
-    for block in command().stdout.split("\n\n"):
-        table = [line for line in block.splitlines()[1:] if line.startswith("  ")]
-        assert len({len(line) + sum("一" <= char <= "龥" for char in line) for line in table}) <= 1, block
+def test_command_shows_probabilities_below_the_range_of_floats(call):
+    _, out, _ = call(hmm, "--obs", ",".join("HML" * 500))
+    assert "P(O | λ) = Σᵢ α_T(i) = 3.60706·10⁻⁷²¹" in out and "nan" not in out and "inf" not in out
+    assert "（共 1500 行，只显示开头和末尾；--format json 给出全部）" in out
 
 
-def test_command_takes_other_observations():
-    assert command("--obs", "L").stdout.endswith("= 0.25\nq* = S2 = 滞销\n")
-    assert command("--obs", "H，M, L").stdout == command().stdout
+def json_of(call, *args):
+    status, out, err = call(hmm, "--format", "json", *args)
+    assert status == 0 and err == ""
+
+    def refuse(token):
+        raise AssertionError(token)  # NaN, Infinity
+
+    return [json.loads(line, parse_constant=refuse) for line in out.splitlines()]
 
 
-def test_command_shows_probabilities_below_the_range_of_floats():
-    output = command("--obs", ",".join("HML" * 500)).stdout
-    assert "e-722" in output and "0.00000e+00" not in output
+def test_json_of_the_exercise(call):
+    (result,) = json_of(call)
+    assert result["likelihood"] == 0.03541 and result["log_likelihood"] == pytest.approx(math.log(0.03541), rel=1e-14)
+    assert result["alpha"] == [[0.2, 0.1], [0.068, 0.039], [0.01206, 0.02335]]
+    assert result["beta"] == [[0.1188, 0.1165], [0.32, 0.35], [1, 1]]
+    assert result["gamma"] == [[x / 3541 for x in row] for row in ([2376, 1165], [2176, 1365], [1206, 2335])]
+    close(np.array(result["xi"]) * 3541, [[[1536, 840], [640, 525]], [[816, 1360], [390, 975]]])
+    assert result["delta"] == [[0.2, 0.1], [0.048, 0.024], [0.00576, 0.0096]] and result["psi"] == [[0, 0]] * 3
+    viterbi = result["viterbi"]
+    assert viterbi["path"] == [0, 0, 1] and viterbi["states"] == ["畅销", "畅销", "滞销"]
+    assert viterbi["probability"] == 0.0096 and viterbi["log_probability"] == pytest.approx(math.log(0.0096))
+    assert result["exact"]["likelihood"] == "3541/100000" and result["exact"]["path_probability"] == "6/625"
+    assert result["exact"]["gamma"][0] == ["2376/3541", "1165/3541"]
+
+
+def test_json_says_null_below_the_range_of_floats(call):
+    (result,) = json_of(call, "--obs", ",".join("HML" * 500))
+    assert result["likelihood"] is None and result["alpha"][-1] == [None, None] and result["beta"][-1] == [1, 1]
+    assert result["log_likelihood"] == pytest.approx(score(PHONE_STORE, HML * 500))
+    assert result["log_alpha"][-1][0] == pytest.approx(forward(PHONE_STORE, HML * 500).log[-1, 0])
+    assert result["viterbi"]["probability"] is None and result["viterbi"]["log_probability"] < -1600
+
+
+@pytest.fixture
+def one_way(tmp_path):
+    """A model that goes from a to b and never back; b is quiet about x."""
+    path = tmp_path / "one_way.json"
+    path.write_text(
+        """{"states": ["a", "b"], "symbols": ["x", "y"], "startprob": [1, 0],
+            "transmat": [["1/3", "2/3"], [0, 1]], "emissionprob": [[1, 0], [0, 1]]}"""
+    )
+    return path
+
+
+@pytest.mark.parametrize("length", [1, 300])  # with fractions, and without
+def test_json_of_an_impossible_sequence(call, one_way, length):
+    (result,) = json_of(call, "--model", one_way, "--obs", "x," * length + "y,x", "--kbest", 2)
+    assert result["likelihood"] == 0 and result["log_likelihood"] is None
+    assert result["gamma"] is result["xi"] is result["delta"] is result["psi"] is None
+    assert result["viterbi"] == {"path": None, "states": None, "probability": 0, "log_probability": None}
+    assert result["alpha"][-1] == [0, 0] and result["log_alpha"][-1] == [None, None] and result["kbest"] == []
+    assert result["note"] == f"P(O) = 0: no state sequence emits the first {length + 2} observation(s)"
+
+
+@pytest.mark.parametrize("length", [1, 300])
+def test_impossible_sequence_is_said_as_such(call, one_way, length):
+    status, out, err = call(hmm, "--model", one_way, "--obs", "x," * length + "y,x", "--lang", "en")
+    assert status == 0 and err == "" and "nan" not in out
+    assert f"P(O) = 0: no state sequence emits the first {length + 2} observation(s)" in out
+
+
+def test_several_sequences_one_object_a_line(call, tmp_path):
+    obs = tmp_path / "obs.txt"
+    obs.write_text("# a remark\nH,M,L\nL H\n", encoding="utf-8")
+    first, second = json_of(call, "--obs", obs)
+    assert first == json_of(call)[0] and second["observations"] == ["L", "H"]
+    brief, _ = json_of(call, "--obs", obs, "--brief")
+    assert set(brief) == {"observations", "likelihood", "log_likelihood", "viterbi"}
+    assert "Sequence 2 of 2" in call(hmm, "--obs", obs, "--lang", "en")[1]
+
+
+# Models from files.
+
+
+@pytest.mark.parametrize(
+    ("name", "obs", "probability", "path", "path_probability"),
+    [
+        ("phone_store", "H,M,L", 0.03541, ["畅销", "畅销", "滞销"], 0.0096),
+        ("fever", "normal,cold,dizzy", 0.03628, ["Healthy", "Healthy", "Fever"], 0.01512),
+        ("boxes", "红,白,红", 0.130218, ["盒子3"] * 3, 0.0147),
+        ("umbrella", "umbrella,umbrella,none,umbrella,umbrella", None, ["rain", "rain", "dry", "rain", "rain"], None),
+    ],
+)
+def test_models_in_data(call, name, obs, probability, path, path_probability):
+    (result,) = json_of(call, "--model", ROOT / f"data/hmm/{name}.json", "--obs", obs)
+    assert result["viterbi"]["states"] == path
+    if probability is None:
+        assert result["log_likelihood"] == pytest.approx(-3.3725, abs=5e-5)
+    else:
+        assert result["likelihood"] == probability and result["viterbi"]["probability"] == path_probability
+
+
+def test_exercise_in_data_is_the_exercise():
+    model = load_model(ROOT / "data/hmm/phone_store.json")
+    for field in "startprob", "transmat", "emissionprob", "states", "symbols":
+        assert np.array_equal(getattr(model, field), getattr(PHONE_STORE, field))
+
+
+# The K best paths.
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(small_problems(), st.integers(1, 40))
+def test_kbest_agrees_with_enumeration(problem, k):
+    paths = {q: p for q, p in enumerate_paths(*problem).items() if p}
+    model, obs = HMM(*problem[:3]), problem[3]
+    if not paths:
+        with pytest.raises(ImpossibleSequenceError, match=r"P\(O\) = 0"):
+            kbest(model, obs, k)
+        return
+    expected = sorted(paths, key=lambda q: (-paths[q], q[::-1]))[:k]  # ties as in viterbi()
+    found = kbest(model, obs, k)
+    assert [tuple(path.states) for path in found] == expected
+    close([math.exp(path.log_probability) for path in found], [paths[q] for q in expected])
+
+
+def test_first_of_the_kbest_is_viterbis_also_when_long():
+    rng = np.random.default_rng(3)
+    model, obs = random_model(rng, 4, 3), rng.integers(0, 3, 2000)
+    found, best = kbest(model, obs, 20), viterbi(model, obs)
+    assert found[0].states.tolist() == best.path.tolist()
+    logs = [path.log_probability for path in found]
+    assert (
+        sorted(logs, reverse=True) == pytest.approx(logs, rel=1e-14)
+        and len({*map(bytes, (p.states for p in found))}) == 20
+    )
+    close(logs, [log_joint(model, path.states, obs) for path in found], rtol=1e-10)
+
+
+def test_kbest_on_the_command_line(call, assert_user_error):
+    _, out, _ = call(hmm, "--kbest", 3, "--lang", "en")
+    assert lines(out)[-4:] == [
+        "path P(q, O | λ)",
+        "1 畅销, 畅销, 滞销 0.0096",
+        "2 畅销, 滞销, 滞销 0.006",
+        "3 畅销, 畅销, 畅销 0.00576",
+    ]
+    (result,) = json_of(call, "--kbest", 99)
+    assert len(result["kbest"]) == 8 and result["kbest"][1]["path"] == [0, 1, 1]
+    assert "No other path is possible." in call(hmm, "--kbest", 99, "--lang", "en")[1]
+    assert_user_error(hmm, "--kbest", 10**9, "--obs", "H," * 99 + "L", words=["too much memory", "ask for fewer"])
+    assert_user_error(hmm, "--kbest", 0, words=["--kbest", "at least 1"])
+
+
+# Learning.
+
+
+def test_a_step_of_baum_welch_is_hmmlearns():
+    rng = np.random.default_rng(8)
+    model, sequences = random_model(rng, 3, 4), [rng.integers(0, 4, length) for length in (1, 2, 50, 300)]
+    theirs = CategoricalHMM(n_components=3, n_features=4, n_iter=1, init_params="")
+    theirs.startprob_, theirs.transmat_, theirs.emissionprob_ = model.startprob, model.transmat, model.emissionprob
+    theirs.fit(np.concatenate(sequences)[:, None], [len(obs) for obs in sequences])
+    steps = baum_welch(model, sequences)
+    assert next(steps)[0] is model
+    ours, log_likelihood = next(steps)
+    for name in "startprob", "transmat", "emissionprob":
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name + "_"), rtol=1e-9)
+    assert log_likelihood == pytest.approx(sum(score(ours, obs) for obs in sequences), rel=1e-12)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.integers(1, 4), st.integers(2, 4), st.lists(st.integers(1, 30), min_size=1, max_size=4), st.integers(0, 999))
+def test_likelihood_never_falls(n, m, lengths, seed):
+    rng = np.random.default_rng(seed)
+    sequences = [rng.integers(0, m, length) for length in lengths]
+    steps = list(itertools.islice(baum_welch(random_model(rng, n, m), sequences), 30))
+    # Computed anew for each model, not as the function reports it.
+    likelihoods = [sum(score(model, obs) for obs in sequences) for model, _ in steps]
+    assert all(after >= before - 1e-9 for before, after in itertools.pairwise(likelihoods))
+    np.testing.assert_allclose(likelihoods, [log_likelihood for _, log_likelihood in steps], atol=1e-9)
+    reported = [log_likelihood for _, log_likelihood in steps]
+    assert len(steps) > 1 and all(after > before for before, after in itertools.pairwise(reported))
+
+
+def test_learning_keeps_the_row_of_a_state_that_is_never_visited():
+    model = HMM([1, 0], [[1, 0], [0.25, 0.75]], [[0.5, 0.5], [0.1, 0.9]])
+    learned, _ = list(itertools.islice(baum_welch(model, [[0, 0, 1]]), 2))[-1]
+    assert learned.transmat[1].tolist() == [0.25, 0.75] and learned.emissionprob[1].tolist() == [0.1, 0.9]
+    close(learned.emissionprob[0], [2 / 3, 1 / 3])
+
+
+def test_fit_on_the_command_line(call, tmp_path):
+    obs, out = tmp_path / "obs.txt", tmp_path / "fitted.json"
+    obs.write_text("H,M,L,L,H\nM,M,L\n", encoding="utf-8")
+    status, text, err = call(hmm, "--obs", obs, "--fit", "--seed", 4, "--iters", 9, "--out", out)
+    assert status == 0 and err == ""
+    likelihoods = [float(line.split("= ")[1]) for line in text.splitlines() if line.startswith("step ")]
+    assert len(likelihoods) == 10 and likelihoods == sorted(likelihoods) and likelihoods[0] < likelihoods[-1]
+    fitted = load_model(out)
+    assert fitted.states == PHONE_STORE.states
+    total = sum(score(fitted, fitted.encode(line.split(","))) for line in obs.read_text().splitlines())
+    assert total == pytest.approx(likelihoods[-1], rel=1e-8)
+    assert text.endswith(out.read_text(encoding="utf-8"))
+    again = json_of(call, "--obs", obs, "--fit", "--seed", 4, "--iters", 9)[0]
+    assert again["log_likelihood"] == pytest.approx(likelihoods, rel=1e-8) and again["model"] == json.loads(
+        out.read_text()
+    )
+    other = json_of(call, "--obs", obs, "--fit", "--seed", 5, "--iters", 0)[0]
+    assert other["log_likelihood"][0] != again["log_likelihood"][0]
+
+
+def test_fit_says_which_sequence_is_impossible(assert_user_error, one_way, tmp_path):
+    obs = tmp_path / "obs.txt"
+    obs.write_text("x,y\nx,y,x\n")
+    assert_user_error(hmm, "--model", one_way, "--obs", obs, "--fit", words=["sequence 2", "P(O) = 0", "first 3"])
+
+
+# Samples.
+
+
+def test_sample_has_the_models_frequencies():
+    states, obs = hmm.sample(PHONE_STORE, 200_000, seed=0)
+    stationary = np.array([5, 4]) / 9
+    np.testing.assert_allclose(np.bincount(states) / len(states), stationary, atol=0.005)
+    for i in 0, 1:
+        followers = states[1:][states[:-1] == i]
+        np.testing.assert_allclose(np.bincount(followers) / len(followers), PHONE_STORE.transmat[i], atol=0.005)
+        emitted = obs[states == i]
+        np.testing.assert_allclose(np.bincount(emitted) / len(emitted), PHONE_STORE.emissionprob[i], atol=0.005)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(small_problems(), st.integers(1, 40))
+def test_sample_is_possible(problem, length):
+    model = HMM(*problem[:3])
+    states, obs = hmm.sample(model, length, seed=length)
+    assert len(states) == len(obs) == length
+    with np.errstate(divide="ignore"):
+        assert log_joint(model, states, obs) > -np.inf
+
+
+def test_sample_can_be_read_again(call, tmp_path):
+    _, text, _ = call(hmm, "--sample", 30, "--seed", 7)
+    file = tmp_path / "sample.txt"
+    file.write_text(text, encoding="utf-8")
+    (result,) = json_of(call, "--obs", file, "--brief")
+    assert json_of(call, "--sample", 30, "--seed", 7)[0]["observations"] == result["observations"]
+    assert len(result["observations"]) == 30
+    assert call(hmm, "--sample", 30, "--seed", 8)[1] != text
+
+
+# Mistakes.
 
 
 @pytest.mark.parametrize(
@@ -390,10 +592,17 @@ def test_command_shows_probabilities_below_the_range_of_floats():
         (["--obs", ""], "the observation sequence is empty"),
         (["--obs", " , "], "the observation sequence is empty"),
         (["--obs", "H,,L"], "unknown symbol ''"),
+        (["--obs", "nowhere.txt"], "there is no file of that name"),
         (["--ops", "H"], "did you mean --obs?"),
+        (["--model", "nowhere.json", "--obs", "H"], "cannot read nowhere.json"),
+        (["--model", "nowhere.json"], "--model needs observations"),
+        (["--seed", "1"], "--seed belongs to --sample, or to --fit"),
+        (["--out", "x.json"], "--out belongs to --fit"),
+        (["--fit", "--sample", "3"], "--fit and --sample"),
+        (["--sample", "0"], "at least 1"),
+        (["--plot", "x.bmp"], "must end in .png, .pdf or .svg"),
+        (["--plot", "x.png", "--obs", "H," * 99 + "H"], "up to 24 observations"),
     ],
 )
-def test_mistake_on_the_command_line_is_one_line(args, message):
-    result = command(*args)
-    assert result.returncode == 2 and result.stdout == ""
-    assert message in result.stderr and result.stderr.count("\n") == 1
+def test_mistake_on_the_command_line_is_one_line(assert_user_error, args, message):
+    assert_user_error(hmm, *args, words=[message])

@@ -1,0 +1,143 @@
+"""The trellis of a hidden Markov model: a row a state, a column a time, and the best path bold."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from cli import UserError, atomic_write
+from inference import backward, forward, posterior, viterbi
+from markov import HMM
+from render import plain, width
+
+SHOWN = {"delta": "δ, ψ", "alpha": "α", "beta": "β", "gamma": "γ"}  # what a node may show
+LARGEST = 24, 10  # times and states that are legible
+LABEL_AT = 0.4, 0.3, 0.72, 0.62  # of an edge that climbs 0, 1, 2, 3 states: there labels keep clear of each other
+SCALE = 2.6, 1.9  # inches from time to time and from state to state
+ALL_EDGES_UP_TO = 4  # states: with more, only the best path's edges carry numbers
+CHINESE_FONTS = [
+    "Noto Sans CJK SC",
+    "Noto Sans CJK JP",  # Debian's fonts-noto-cjk calls itself so; it has the Chinese characters
+    "Source Han Sans SC",
+    "WenQuanYi Zen Hei",
+    "WenQuanYi Micro Hei",
+    "Microsoft YaHei",
+    "SimHei",
+    "PingFang SC",
+    "Heiti SC",
+    "Noto Serif CJK SC",
+    "Noto Serif CJK JP",
+]
+
+
+def plot(model: HMM, obs: Sequence[int], path: Path, show: str = "delta") -> None:
+    """Draws the trellis of `obs` (T,) into `path`, a PNG, PDF or SVG by its suffix; nodes hold SHOWN[show].
+
+    Edges carry a_ij·b_j(o). Without a font for a name, its number stands for it (S1, v1). Raises UserError if there is
+    too much to draw or the suffix is unknown, and ImpossibleSequenceError if P(O|λ) = 0.
+    """
+    obs, (times, states) = model.check(obs), LARGEST
+    if len(obs) > times or len(model.states) > states:
+        size = f"{len(obs)} observations and {len(model.states)} states"
+        raise UserError(f"--plot draws up to {times} observations and {states} states, not {size}: shorten --obs")
+    kind = path.suffix.lower().removeprefix(".")
+    if kind not in ("png", "pdf", "svg"):
+        raise UserError(f"--plot {path}: the name must end in .png, .pdf or .svg")
+    from matplotlib import rc_context  # only now: it takes half a second
+
+    fonts = _fonts()
+    with rc_context({"font.family": fonts, "svg.fonttype": "path", "text.parse_math": False}):
+        figure, picture = _draw(model, obs, show, fonts), io.BytesIO()
+        figure.savefig(picture, format=kind, dpi=150)
+    with atomic_write(path) as file:
+        file.write(picture.getvalue())
+
+
+def _fonts() -> list[str]:
+    """The families to draw with: matplotlib's own, which has Greek, and a Chinese one if there is any."""
+    from matplotlib.font_manager import fontManager
+
+    installed = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *[font for font in CHINESE_FONTS if font in installed][:1]]
+
+
+def _legible(names: Sequence[str], letter: str, fonts: list[str]) -> list[str]:
+    """The names, or S1 S2 … if the fonts lack one of their characters."""
+    from matplotlib.font_manager import FontProperties, findfont, get_font
+
+    faces = [get_font(findfont(FontProperties(family=font))) for font in fonts]
+    if all(any(face.get_char_index(ord(char)) for face in faces) for text in names for char in text):
+        return list(names)
+    return [f"{letter}{i}" for i in range(1, len(names) + 1)]
+
+
+def _draw(model: HMM, obs: np.ndarray, show: str, fonts: list[str]):
+    from matplotlib.figure import Figure
+
+    best = viterbi(model, obs)
+    states, symbols = _legible(model.states, "S", fonts), _legible(model.symbols, "v", fonts)
+    labels = [state if state == f"S{i}" else f"S{i} {state}" for i, state in enumerate(states, start=1)]
+    left = 0.5 + max(map(width, labels)) * 0.12 / SCALE[0]
+    x, y = (-left, len(obs) - 0.6), (len(model.states) - 0.55, -0.8)
+    figure = Figure(figsize=(SCALE[0] * (x[1] - x[0]), SCALE[1] * (y[0] - y[1])))
+    axes = figure.add_axes((0, 0, 1, 1), xlim=x, ylim=y)
+    axes.axis("off")
+    for i, label in enumerate(labels):
+        axes.text(-0.35, i, label, ha="right", va="center", fontsize=13)
+    for t, o in enumerate(obs):
+        axes.text(t, -0.6, plain(f"o_{{{t + 1}}}") + f" = {symbols[o]}", ha="center", va="center", fontsize=13)
+    _edges(axes, model, obs, best.path)
+    for t in range(len(obs)):
+        for i, text in enumerate(_node_texts(model, obs, best, show, t)):
+            bold = best.path[t] == i
+            box = {"boxstyle": "round,pad=0.45", "fc": "#fff2cc" if bold else "white", "ec": "black"}
+            box["lw"] = 2.5 if bold else 1
+            weight = "bold" if bold else "normal"
+            axes.text(t, i, text, ha="center", va="center", fontsize=11, weight=weight, bbox=box, zorder=3)
+    return figure
+
+
+def _node_texts(model, obs, best, show, t) -> list[str]:
+    if show == "delta":
+        backs = [f"\nψ = S{j + 1}" if t else "" for j in best.psi[t]]
+        return [f"δ = {_number(x)}{back}" for x, back in zip(best.delta.log[t], backs, strict=True)]
+    if show == "gamma":
+        return [f"γ = {x:.4g}" for x in posterior(model, obs)[t]]
+    table = forward(model, obs) if show == "alpha" else backward(model, obs)
+    return [f"{SHOWN[show]} = {_number(x)}" for x in table.log[t]]
+
+
+def _number(log_p: float) -> str:
+    return f"{math.exp(log_p):.4g}"
+
+
+def _edges(axes, model, obs, path) -> None:
+    """The edges that are possible, from node to node, with a·b on them."""
+    n = len(model.states)
+    for t in range(len(obs) - 1):
+        for i in range(n):
+            for j in range(n):
+                a, b = model.transmat[i, j], model.emissionprob[j, obs[t + 1]]
+                best = path[t] == i and path[t + 1] == j
+                if a * b == 0:
+                    continue
+                style = (
+                    {"color": "#c00000", "lw": 3.5, "zorder": 1.5}
+                    if best
+                    else {"color": "#888888", "lw": 1, "zorder": 1}
+                )
+                axes.plot([t, t + 1], [i, j], **style)
+                if best or n <= ALL_EDGES_UP_TO:
+                    _edge_label(axes, (t, i), (t + 1, j), f"{a:.4g}·{b:.4g}", best)
+
+
+def _edge_label(axes, start, end, text: str, best: bool) -> None:
+    share = LABEL_AT[abs(start[1] - end[1])] if abs(start[1] - end[1]) < len(LABEL_AT) else 0.5
+    x, y = (start[k] + share * (end[k] - start[k]) for k in (0, 1))
+    rise, run = SCALE[1] * (start[1] - end[1]), SCALE[0] * (end[0] - start[0])  # the axis of y points downwards
+    weight, color = ("bold", "#c00000") if best else ("normal", "#444444")
+    box = {"boxstyle": "square,pad=0.12", "fc": "white", "ec": "none"}
+    style = {"ha": "center", "va": "center", "fontsize": 9, "weight": weight, "color": color, "bbox": box}
+    axes.text(x, y, text, rotation=math.degrees(math.atan2(rise, run)), zorder=2.5, **style)
