@@ -16,7 +16,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from cli import ArgumentParser, UserError, atomic_write, run
@@ -63,22 +63,30 @@ class Clause:
     line_break: bool = False
 
 
+class _Normal(dict):
+    """For str.translate: marks of one kind become one, and what is neither mark, character nor line end goes."""
+
+    def __missing__(self, code: int) -> str | None:
+        char = chr(code)
+        self[code] = MARKS.get(char) or (char if char == "\n" or is_character(char) else None)
+        return self[code]
+
+
+_NORMAL = _Normal()
+
+
 def read_clauses(body: str) -> list[Clause]:
     """The clauses of the text of a poem; marks of one kind are taken for one another, quotation marks left out."""
-    clauses, clause = [], Clause()
-    for char in body:
-        mark = MARKS.get(char)
-        if mark == "、":
-            clause.pauses.append(len(clause.text))
-        elif mark and clause.text:
-            clause.mark = mark
-            clauses.append(clause)
-            clause = Clause()
-        elif char == "\n" and clauses and not clause.text:
+    clauses: list[Clause] = []
+    for raw, mark in re.findall("([^。，]*)([。，]?)", body.translate(_NORMAL)):
+        if raw.startswith("\n") and clauses:
             clauses[-1].line_break = True
-        elif is_character(char):
-            clause.text += char
-    return [*clauses, clause] if clause.text else clauses
+        parts = raw.replace("\n", "").split("、")
+        text = "".join(parts)
+        if text:
+            pauses = list(accumulate(map(len, parts[:-1])))
+            clauses.append(Clause(text, mark, pauses))
+    return clauses
 
 
 def pattern(clauses: list[Clause]) -> tuple[tuple[int, str], ...]:

@@ -32,6 +32,9 @@ from learnforms import learn
 
 DEFAULT_DATA_ROOT = "data/quansongci"
 BLOCK_BYTES = 1 << 20
+MAX_FORM_CHARACTERS = (
+    4 * 10**6
+)  # of the training split that forms are learned from: twice 全宋词 and more, a second or two
 
 
 @dataclass(frozen=True)
@@ -55,18 +58,18 @@ class Vocabulary:
     @cached_property
     def _ids(self) -> np.ndarray:
         """(0x110000,) the id of each code point of Unicode; len(self) where the vocabulary lacks it."""
-        table = np.full(0x110000, len(self), dtype=np.uint32)
+        table = np.full(0x110000, len(self), dtype=self.dtype)  # which has room for one more id than there are
         table[_code_points(self.chars)] = np.arange(len(self))
         return table
 
     def encode(self, text: str) -> np.ndarray:
         """Text of n characters → (n,) token ids. Raises UserError naming the characters that are not in the corpus."""
-        ids = self._ids[_code_points(text)]
-        if (ids == len(self)).any():
+        ids = self._ids.take(_code_points(text))
+        if len(ids) and ids.max() == len(self):
             unknown = dict.fromkeys(char for char, i in zip(text, ids, strict=True) if i == len(self))
             names = ", ".join(f"{char!r} (U+{ord(char):04X})" for char in list(unknown)[:10])
             raise UserError(f"not in the vocabulary: {names}; use characters that the corpus has")
-        return ids.astype(self.dtype)
+        return ids
 
     def decode(self, ids) -> str:
         """Token ids → text, the inverse of encode()."""
@@ -186,7 +189,7 @@ def prepare(data_root: str | Path, source_url: str = quansongci.GITHUB_URL) -> t
         if min(cut, length - cut) < 2:
             raise UserError(f"{source} has {length} characters, too few to split into training and validation")
         write_splits(source, vocabulary, cut, new)
-        learn(complete_poems(read_blocks(source), cut)).save(new / "forms.json")
+        learn(complete_poems(read_blocks(source), min(cut, MAX_FORM_CHARACTERS))).save(new / "forms.json")
         replace_together(new, folder)
         return vocabulary, cut, length - cut
     finally:
@@ -230,8 +233,8 @@ def write_splits(path: Path, vocabulary: Vocabulary, cut: int, folder: Path) -> 
     with (folder / "train.bin").open("wb") as train, (folder / "val.bin").open("wb") as val:
         for text in read_blocks(path):
             ids = vocabulary.encode(text)
-            train.write(ids[:cut].tobytes())
-            val.write(ids[cut:].tobytes())
+            train.write(ids[:cut])
+            val.write(ids[cut:])
             cut = max(0, cut - len(ids))
 
 

@@ -88,7 +88,8 @@ def poems_of(*lengths: int, before: int = 0) -> tuple[np.ndarray, list[int]]:
 
 def test_poems_start_at_title_lines():
     tokens, starts = poems_of(9, 30, 6, before=4)
-    assert poem_starts(tokens, TITLE_IDS).tolist() == starts
+    for block in (1, 2, 7, 1 << 22):
+        assert poem_starts(tokens, TITLE_IDS, block).tolist() == starts
     assert poem_starts(np.array([1, 1, 1, 5, 1, 1, 1, 0, 1, 1, 0, 1, 1, 1], "<u2"), TITLE_IDS).tolist() == [0, 11]
     assert poem_starts(tokens, ()).tolist() == [] and poem_starts(tokens[:2], TITLE_IDS).tolist() == []
 
