@@ -2,6 +2,8 @@
 
 import ctypes
 import math
+import shutil
+import sys
 import time
 from contextlib import suppress
 
@@ -21,11 +23,13 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """'auto', 'float32' or 'bfloat16' → the type of the large products.
+    """'auto', 'float32', 'bfloat16' or 'float16' → the type of the large products.
 
     auto: bfloat16 on a GPU that has it, and on a CPU where a product of the size of the head's is clearly faster so,
-    for there are CPUs that have the type and no speed for it.
+    for there are CPUs that have the type and no speed for it. Raises UserError for float16 without a GPU.
     """
+    if name == "float16" and device.type != "cuda":
+        raise UserError(f"--dtype float16 is for GPUs: on {device.type} use bfloat16, float32 or auto")
     if name != "auto":
         return getattr(torch, name)
     if device.type == "cuda":
@@ -43,6 +47,18 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
             a @ b
             seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
     return torch.bfloat16 if seconds[torch.bfloat16] < 0.75 * seconds[torch.float32] else torch.float32
+
+
+def allow_tf32(device: torch.device) -> None:
+    """Lets a GPU that has it take TF32 in products of float32: ten bits of mantissa are enough here, and fast."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises UserError if torch.compile would not find what it needs."""
+    if sys.platform == "win32" or (device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++")))):
+        raise UserError("--compile needs a C++ compiler, which is not there: install g++, or leave --compile out")
 
 
 def keep_large_blocks() -> None:

@@ -3,7 +3,7 @@
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 CHUNK_ROWS = 1024  # of logits held at a time: (CHUNK_ROWS, V)
 IGNORE = -100  # a target that does not count, as in torch's own cross entropy
@@ -27,7 +27,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
         count = (targets != IGNORE).sum().clamp(min=1)
         weight_low = weight.to(dtype)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight_low)
+        grad_weight = torch.zeros_like(weight)  # summed over chunks in full precision
         total = torch.zeros((), device=hidden.device)
         for start in range(0, len(targets), CHUNK_ROWS):
             rows = slice(start, start + CHUNK_ROWS)
@@ -38,8 +38,11 @@ class _HeadCrossEntropy(torch.autograd.Function):
             total -= (probs.gather(1, y).float().clamp(min=1e-30).log() * counts).sum()
             probs.scatter_add_(1, y, -torch.ones_like(y, dtype=dtype))
             grad_hidden[rows] = (probs @ weight_low) * counts
-            grad_weight.addmm_(probs.T, h * counts)
-        ctx.save_for_backward(grad_hidden / count, grad_weight.to(weight.dtype) / count)
+            if dtype == weight.dtype:
+                grad_weight.addmm_(probs.T, h * counts)
+            else:
+                grad_weight += probs.T @ (h * counts)
+        ctx.save_for_backward(grad_hidden / count, grad_weight / count)
         return total / count
 
     @staticmethod
@@ -54,3 +57,20 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtyp
     hidden: (B, L, C), weight: (V, C), targets: (B, L), IGNORE where they do not count; dtype: of the large products.
     """
     return _HeadCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), dtype)
+
+
+class TrainingLoss(nn.Module):
+    """The loss of a batch of inputs and targets (B, L), as a module, which DistributedDataParallel can wrap.
+
+    compiled: by torch.compile, all but the head, without any change of the model or of the names of its weights.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, compiled: bool = False):
+        super().__init__()
+        self.model, self.dtype = model, dtype
+        self.features = torch.compile(model.features) if compiled else model.features
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            features, _ = self.features(inputs)
+        return head_loss(features, self.model.head.weight, targets, self.dtype)

@@ -27,32 +27,19 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from cli import ArgumentParser, Interrupted, UserError, atomic_write, deferred_signals, number, run
-from device import choose_device, choose_dtype, keep_large_blocks
-from loss import IGNORE, head_loss, perplexity
+from device import allow_tf32, check_compiler, choose_device, choose_dtype, keep_large_blocks
+from loss import IGNORE, TrainingLoss, perplexity
 from model import GPT, PRESETS, GPTConfig, load_checkpoint, save_checkpoint
 from optim import make_optimizers, schedule
 from parallel import Parallel, accumulate, end_together
 from prepare import DEFAULT_DATA_ROOT, load_dataset
 from runlog import LOG_FIELDS, begin_folder, check_folder, log_line, plot_curves, write_log
-from windows import Measures, PoemWindows, Windows, title_ids, use_poem_windows
+from windows import Batches, Measures, PoemWindows, Windows, title_ids, use_poem_windows
 
 SAME_ON_RESUME = [  # flags, and fields of the model's configuration
     *("n_layer", "n_head", "n_embd", "dropout", "no_pos", "no_res", "max_seq_len", "windows", "batchsize", "seed"),
     *("optimizer", "lr", "muon_lr", "weight_decay", "warmup_iters", "grad_clip", "ema"),
 ]
-
-
-class TrainingLoss(torch.nn.Module):
-    """The loss of a batch, as a module, which is what DistributedDataParallel wraps."""
-
-    def __init__(self, model: GPT, dtype: torch.dtype):
-        super().__init__()
-        self.model, self.dtype = model, dtype
-
-    def forward(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            features, _ = self.model.features(inputs)
-        return head_loss(features, self.model.head.weight, targets, self.dtype)
 
 
 class Trainer:
@@ -65,6 +52,9 @@ class Trainer:
         if args.batchsize < self.parallel.world:
             raise UserError(f"--batchsize {args.batchsize} is less than the {self.parallel.world} processes")
         self.device = self.parallel.start(choose_device(args.device))
+        allow_tf32(self.device)
+        if args.compile:
+            check_compiler(self.device)
         self.auto_dtype = args.dtype == "auto"
         self.dtype = choose_dtype(args.dtype, self.device)
         if self.auto_dtype and self.parallel.total(self.dtype == torch.float32, device=self.device)[0]:
@@ -76,11 +66,14 @@ class Trainer:
         self.by_poem = use_poem_windows(args.windows, len(poems), len(self.measures.poems))
         args.windows = "poem" if self.by_poem else "stream"  # so that the files of the run tell what "auto" was
         args.dtype = str(self.dtype).removeprefix("torch.")
-        self.windows = Windows(train_tokens, args.max_seq_len, args.seed, poems if self.by_poem else None)
+        windows = Windows(train_tokens, args.max_seq_len, args.seed, poems if self.by_poem else None)
+        self.batches = Batches(windows, args.batchsize, self.device)
         torch.manual_seed(args.seed)
         config = model_config(args, len(self.vocabulary), title if self.by_poem else ())
         self.model = GPT(config).to(self.device)
-        self.loss = self.parallel.wrap(TrainingLoss(self.model, self.dtype))
+        self.loss = self.parallel.wrap(TrainingLoss(self.model, self.dtype, args.compile))
+        # float16 has so small a range that gradients are scaled up, and steps left out when that was too much
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.optimizers = make_optimizers(self.model, args.lr, args.muon_lr, args.weight_decay, args.optimizer)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
         self.iteration = 0
@@ -118,6 +111,7 @@ class Trainer:
             self.average.load_state_dict(checkpoint["average"])
         for optimizer, state in zip(self.optimizers, checkpoint["optimizers"], strict=True):
             optimizer.load_state_dict(state)
+        self.scaler.load_state_dict(checkpoint["scaler"])
         if self.auto_dtype:  # the measurement might come out otherwise this time
             self.args.dtype = checkpoint["args"]["dtype"]
             self.dtype = self.training_loss.dtype = choose_dtype(self.args.dtype, self.device)
@@ -139,6 +133,7 @@ class Trainer:
             iteration=self.iteration,
             average=None if self.average is None else self.average.state_dict(),
             optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
+            scaler=self.scaler.state_dict(),
             args=vars(self.args),
             best_loss=self.best_loss,
             seconds=self.seconds,
@@ -155,16 +150,19 @@ class Trainer:
                 group["lr"] = rate * group["base_lr"]
         if self.model.config.dropout:  # a function of the iteration, so that a resumed run drops the same
             torch.manual_seed(seed_of(self.args.seed, self.iteration, self.parallel.rank))
-        value = self.backward(*self.windows.batch(self.iteration, self.args.batchsize))
+        value = self.backward(*self.batches.get(self.iteration))
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.grad_clip or math.inf).item()
         value, signals = self.parallel.total(value, self.signal, device=self.device)
         self.signal = self.signal or (signal.SIGTERM if signals else 0)
-        if not math.isfinite(value) or not math.isfinite(norm):
+        if not math.isfinite(value) or not (math.isfinite(norm) or self.scaler.is_enabled()):
             kept = "; the last good checkpoint is last.pt" if (self.folder / "last.pt").exists() else ""
             where = f"at iteration {self.iteration} in {self.folder}"
             raise UserError(f"the loss is {value}, its gradient's norm {norm} {where}: lower --lr and --muon_lr{kept}")
         for optimizer in self.optimizers:
-            optimizer.step()
+            self.scaler.step(optimizer)
+        self.scaler.update()
         self.model.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update_parameters(self.model)
@@ -178,15 +176,16 @@ class Trainer:
 
         Each piece of the batch, of this process or another, counts by its number of targets.
         """
-        world, count, value = self.parallel.world, (targets != IGNORE).sum().item(), 0.0
+        world, count, parts = self.parallel.world, (targets != IGNORE).sum().item(), []
         pieces = list(zip(*(self.parallel.share(x, self.args.accum) for x in (inputs, targets)), strict=True))
         for i, (x, y) in enumerate(pieces):
             share = (y != IGNORE).sum().item() / count
             with accumulate(self.loss, last=i == len(pieces) - 1):
-                loss = self.loss(x.to(self.device), y.to(self.device))
-                (loss * (share * world)).backward()  # the processes' gradients are averaged
-            value += loss.item() * share
-        return value
+                loss = self.loss(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True))
+                self.scaler.scale(loss * (share * world)).backward()  # the processes' gradients are averaged
+            parts.append(loss.detach() * share)
+        self.batches.prefetch(self.iteration + 1)  # while a GPU computes
+        return sum(part.item() for part in parts)
 
     def evaluate(self, norm: float) -> dict:
         """Measures, logs, draws and saves; returns the new row of the log."""
@@ -323,7 +322,8 @@ def parse_args(args=None):
     group.add_argument("--weight_decay", type=rate, default=0.1, help="of the weight matrices")
     group.add_argument("--grad_clip", type=rate, default=1.0, help="largest norm of the gradient; 0: any")
     group.add_argument("--ema", type=number(float, 0, below=1), default=0.0, help=EMA_HELP)
-    group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16"], help=DTYPE_HELP)
+    group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help=DTYPE_HELP)
+    group.add_argument("--compile", action="store_true", help="torch.compile the model: slow to start, then faster")
     group.add_argument("--eval_interval", type=positive, default=100, help="iterations between evaluations")
     group.add_argument("--eval_iters", type=positive, default=10, help="batches of validation text in an evaluation")
     args = parser.parse_args(args)

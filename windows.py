@@ -188,3 +188,24 @@ class Windows:
         slack = len(self.tokens) - 1 - self.per_epoch * self.seq_len
         offset = rng.integers(min(slack, self.seq_len - 1) + 1)
         return offset + self.seq_len * rng.permutation(self.per_epoch)
+
+
+class Batches:
+    """The batches of training. For a GPU they are made one ahead and in pinned memory, so that it does not wait."""
+
+    def __init__(self, windows: Windows, batchsize: int, device: torch.device):
+        self.windows, self.batchsize, self.ahead = windows, batchsize, device.type == "cuda"
+        self.made: tuple[int, tuple[Tensor, Tensor]] | None = None  # an iteration, and its batch
+
+    def get(self, iteration: int) -> tuple[Tensor, Tensor]:
+        """Inputs and targets (batchsize, seq_len)."""
+        if self.made is not None and self.made[0] == iteration:
+            return self.made[1]
+        return self.windows.batch(iteration, self.batchsize)
+
+    def prefetch(self, iteration: int) -> None:
+        if self.ahead:
+            inputs, targets = self.windows.batch(iteration, self.batchsize)
+            if torch.cuda.is_available():
+                inputs, targets = inputs.pin_memory(), targets.pin_memory()
+            self.made = iteration, (inputs, targets)

@@ -31,7 +31,7 @@ def worker(flags: list[str], steps: int) -> None:
         trainer = train.Trainer(train.parse_args([*flags, "--ckpt_path", folder]))
     times = {"gradients with exchange": [], "gradients alone": [], "optimisers": []}
     for iteration in range(steps):
-        batch = trainer.windows.batch(iteration, trainer.args.batchsize)
+        batch = trainer.batches.get(iteration)
         start = time.perf_counter()
         trainer.backward(*batch)
         times["gradients with exchange"].append(time.perf_counter() - start)

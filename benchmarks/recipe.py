@@ -85,7 +85,7 @@ def one(name: str, seed: int, args) -> dict:
     val, title = trainer.val_tokens, title_ids(trainer.vocabulary)
     if patches.get("keep_title"):
         windows.stack_windows_plain = windows.stack_windows
-        of_train, of_val = TitleKept(trainer.windows.tokens, title), TitleKept(val, title)
+        of_train, of_val = TitleKept(trainer.batches.windows.tokens, title), TitleKept(val, title)
         windows.stack_windows = lambda tokens, *rest: (of_val if tokens is val else of_train)(tokens, *rest)
     for _ in range(args.iters):
         trainer.step()

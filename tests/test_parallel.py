@@ -57,7 +57,7 @@ def test_targets_that_do_not_count_weigh_nothing(data_root, tmp_path):
             ["--data_root", str(data_root), "--ckpt_path", str(tmp_path), *FLAGS, "--accum", str(accum)]
         )
         trainer = train.Trainer(args)
-        inputs, targets = trainer.windows.batch(0, 5)
+        inputs, targets = trainer.batches.get(0)
         targets[1, 3:] = targets[4, :2] = train.IGNORE
         value = trainer.backward(inputs, targets)
         gradients.append([p.grad.clone() for p in trainer.model.parameters()])

@@ -345,3 +345,47 @@ def test_the_script_runs_as_a_program_and_reports(data_root, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "parameters on cpu" in done.stdout and "whole validation split, by poem: loss" in done.stdout
     assert "iter     12 | loss" in done.stdout
+
+
+def test_compile_changes_neither_results_nor_names(data_root, ckpt_path, tmp_path, monkeypatch):
+    """torch.compile itself takes half a minute: here its first half, the tracing, runs alone."""
+    compiled, compile = [], torch.compile
+
+    def traced(function):
+        compiled.append(function)
+        return compile(function, backend="eager")
+
+    monkeypatch.setattr(torch, "compile", traced)
+    folder = train_tiny(data_root, tmp_path / "run", "--compile")
+    assert len(compiled) == 1
+    assert weights(folder).keys() == weights(ckpt_path).keys()
+    losses, others = ([row["train_loss"] for row in read_log(run)] for run in (folder, ckpt_path))
+    assert [float(x) for x in losses] == pytest.approx([float(x) for x in others], abs=1e-4)
+
+
+def test_compile_without_a_compiler_is_said(data_root, tmp_path, assert_user_error, monkeypatch):
+    monkeypatch.setattr("device.shutil.which", lambda name: None)
+    arguments = ["--data_root", data_root, "--ckpt_path", tmp_path / "run", *TINY, *QUICK]
+    assert_user_error(train, *arguments, "--compile", words=["C++ compiler"])
+    assert_user_error(train, *arguments, "--dtype", "float16", words=["float16 is for GPUs"])
+
+
+def test_batches_made_ahead_are_the_same(data_root, ckpt_path, tmp_path, monkeypatch):
+    init = train.Batches.__init__
+
+    def ahead(self, *arguments):
+        init(self, *arguments)
+        self.ahead = True
+
+    monkeypatch.setattr(train.Batches, "__init__", ahead)
+    assert_same_run(ckpt_path, train_tiny(data_root, tmp_path / "run"))
+
+
+def test_a_scaled_loss_gives_the_same_steps(data_root, ckpt_path, tmp_path, monkeypatch):
+    """What float16 on a GPU does to the gradients, here in float32, where scaling by a power of two is exact."""
+    scaler = torch.amp.GradScaler
+    monkeypatch.setattr(torch.amp, "GradScaler", lambda device, enabled: scaler(device, init_scale=1024.0))
+    folder = train_tiny(data_root, tmp_path / "run")
+    assert torch.load(folder / "last.pt")["scaler"]["scale"] == 1024.0
+    for name, tensor in weights(ckpt_path).items():
+        torch.testing.assert_close(weights(folder)[name], tensor)
