@@ -132,7 +132,7 @@ def run(main: Callable[[], None]) -> None:
 
 _ENVIRONMENT_ERRORS = {
     errno.ENOSPC,
-    errno.EDQUOT,
+    getattr(errno, "EDQUOT", errno.ENOSPC),  # not everywhere
     errno.EFBIG,
     errno.EACCES,
     errno.EPERM,
