@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cli import UserError, atomic_write
+from fonts import find
 
 RUN_FILES = ["log.csv", "loss&perplexity.jpg", "best.pt", "last.pt", "result.json"]  # and config.json
 
@@ -107,7 +108,18 @@ def read_log(path: Path) -> list[dict]:
 
 def plot_curves(runs: dict[str, list[dict]], path: Path) -> None:
     """Draws loss and perplexity, training dashed and validation solid, of {name of a run: rows of its log}."""
-    from matplotlib.figure import Figure  # not pyplot: no window system is touched; and here, for it takes a while
+    from matplotlib import rc_context  # here, for it takes a while
+
+    if all(map(str.isascii, runs)):
+        _draw_curves(runs, path)
+    else:
+        fonts = find("".join(runs))
+        with rc_context({"font.family": list(fonts.families)}):
+            _draw_curves({fonts.shown(name): rows for name, rows in runs.items()}, path)
+
+
+def _draw_curves(runs: dict[str, list[dict]], path: Path) -> None:
+    from matplotlib.figure import Figure  # not pyplot: no window system is touched
 
     # A fixed layout takes half the time of a constrained one, and training draws this at every evaluation
     figure = Figure(figsize=(11, 4.2), layout="constrained" if len(runs) > 1 else None)

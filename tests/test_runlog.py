@@ -28,3 +28,11 @@ def test_curves_of_one_run_and_of_several_are_drawn(tmp_path, name):
         pictures.append(matplotlib.image.imread(tmp_path / name))
     assert all(picture.std() > 0.05 for picture in pictures)
     assert (pictures[0] != pictures[1]).any()
+
+
+def test_a_run_with_a_chinese_name_is_drawn_without_boxes(tmp_path, recwarn):
+    """matplotlib warns of each character that it has no glyph for."""
+    row = {"iter": 1, "train_loss": 1, "val_loss": 1, "train_perplexity": 3, "val_perplexity": 3}
+    plot_curves({"宋词": [row], "default": [row]}, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
