@@ -135,3 +135,44 @@ def test_a_students_work_is_not_overwritten(call, assert_user_error, tmp_path):
     assert (out / "model.py").read_text(encoding="utf-8") == exercise.blank(SOURCE)
     assert_user_error(exercise, "--out", ROOT, "--overwrite", words=["replace model.py itself"])
     assert (ROOT / "model.py").read_text(encoding="utf-8") == SOURCE
+
+
+PAGES = [(ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("course.md", "course.zh-CN.md")]
+
+
+def steps_of(page):
+    """(step, file, functions) of the page's first table."""
+    rows = re.findall(r"^\| ([^|]+) \| `(\w+\.py)` \| ([^|]+) \|", page, re.MULTILINE)
+    return [(re.findall(r"Step ([\d.]+)", step), file, re.findall(r"`(\w+)`", names)) for step, file, names in rows]
+
+
+def test_the_course_page_names_code_that_is_there():
+    steps = steps_of(PAGES[0])
+    assert len(steps) > 25 and {file for _, file, _ in steps} > {"model.py", "windows.py", "train.py", "hmm.py"}
+    for step, file, names in steps:
+        source = (ROOT / file).read_text(encoding="utf-8")
+        known = {
+            node.name: node for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+        }
+        assert names and set(names) <= known.keys(), (file, names)
+        comments = "\n".join(re.findall("# (.*)", ast.get_source_segment(source, known[names[0]])))
+        for number in step:  # stands in a comment of that very function or class
+            assert re.search(rf"Step {re.escape(number)}(?!\.?\d)", comments), (names[0], number)
+
+
+def test_both_languages_of_the_course_page_tell_the_same():
+    english, chinese = PAGES
+    assert steps_of(english) == steps_of(chinese)
+    for pattern in (r"^```sh\n(.*?)^```$", r"`(test_\w+)"):
+        assert re.findall(pattern, english, re.DOTALL | re.M) == re.findall(pattern, chinese, re.DOTALL | re.M) != []
+
+
+def test_the_course_page_names_the_grading_tests():
+    tests = re.findall(r"^def (test_\w+)", exercise.GRADER.read_text(encoding="utf-8"), re.MULTILINE)
+    named = re.findall(r"`(test_\w+)(…?)`", PAGES[0])
+    for name, dots in named:
+        assert name in tests or (dots and any(test.startswith(name) for test in tests)), name
+    starts = [name for name, dots in named if dots]
+    assert all(any(test.startswith(start) for start in starts) for test in tests)
+    assert f"{len(tests)} tests" in PAGES[0] and f"{len(tests)} 个测试" in PAGES[1]
+    assert SOURCE.count(exercise.BEGIN) == 8 and "eight places" in PAGES[0] and "八处" in PAGES[1]
