@@ -1,6 +1,7 @@
 # make demo      everything once: environment, corpus, training, poems, the HMM exercise
 # make test      the tests            make lint      formatter and linter
 # make ablation  the handout's experiment: no positions, no residual connections
+# make exercise  for teachers: model.py with the handout's steps left out, and the tests that grade it
 #
 # PIP_ARGS=…     options for pip, such as another index      PYTHON=…  the Python (3.10+) to build .venv from
 
@@ -17,7 +18,7 @@ step = @echo "== $(1)"; start=$$(date +%s); { $(2); } && echo "   took $$(( $$(d
 has_torch = $(1) -c 'import re, importlib.metadata as m, sys; \
 	sys.exit([int(n) for n in re.findall(r"\d+", m.version("torch"))[:2]] < [2, 9])' 2>/dev/null
 
-.PHONY: demo test lint ablation clean
+.PHONY: demo test lint ablation exercise clean
 .DELETE_ON_ERROR:
 
 demo: $(RUN)/samples.txt .venv/installed
@@ -64,6 +65,9 @@ $(RUN)/samples.txt: $(RUN)/result.json
 ablation: $(RUN)/result.json $(RUN)_no_pos/result.json $(RUN)_no_res/result.json
 	$(call step,Comparison into docs/results.md, $(PY) evaluate.py --ckpt_path $(RUN) $(RUN)_no_pos $(RUN)_no_res \
 		--samples 1000 --out docs/results.md --picture docs/ablation.png)
+
+exercise: .venv/installed
+	$(call step,The exercise for a class,$(PY) exercise.py)
 
 # All that the tests write stays in this folder, the caches of matplotlib and Jupyter too.
 TMP := $(CURDIR)/.tmp

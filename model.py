@@ -58,14 +58,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.
     q, k, v: (B, h, L, d); mask: (L, L), True where a position must not look.
     Returns the output (B, h, L, d) and the attention weights (B, h, L, L), each row of which sums to 1.
     """
+    # exercise: begin
     # Step 3.2: how well each query fits each key. The sum of d products has a variance of d, hence 1 / √d.
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, h, L, d) @ (B, h, d, L) -> (B, h, L, L)
     # Step 3.3: + M, which is -∞ where the mask is True
     scores = scores.masked_fill(mask, -math.inf)
     # Step 3.4: over the last dimension, the keys, so that each query shares out a weight of 1
-    weights = torch.softmax(scores, dim=-1)
+    weights = torch.softmax(scores, dim=-1)  # (B, h, L, L)
     # Step 3.5, 3.6: dropout, then the weighted mean of the values
     out = F.dropout(weights, dropout) @ v  # (B, h, L, L) @ (B, h, L, d) -> (B, h, L, d)
+    # exercise: end
     return out, weights
 
 
@@ -91,12 +93,14 @@ class MultiHeadAttention(nn.Module):
         B, L, C = x.shape
         h, d = self.n_head, C // self.n_head
         dropout = self.dropout if self.training else 0.0
-        # Step 1: queries, keys and values, each (B, L, C)
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        # exercise: begin
+        # Step 1: queries, keys and values
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, L, C) each
         # Step 2: the channels of the heads apart
-        q, k, v = q.view(B, L, h, d), k.view(B, L, h, d), v.view(B, L, h, d)
+        q, k, v = q.view(B, L, h, d), k.view(B, L, h, d), v.view(B, L, h, d)  # (B, L, h, d)
         # Step 3.1: heads before positions
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, h, L, d)
+        # exercise: end
         if extend is not None:
             k, v = extend(k, v)
         # Step 3.2 - 3.6. On a CPU, the fused operation's gradient in bfloat16 takes three times as long as these steps.
@@ -104,10 +108,13 @@ class MultiHeadAttention(nn.Module):
             out, weights = attention(q, k, v, mask, dropout)
         else:  # its mask has the opposite sense: True where a position may look
             out, weights = F.scaled_dot_product_attention(q, k, v, ~mask, dropout), None
+        # exercise: begin
         # Step 4: the heads side by side again
         out = out.transpose(1, 2).reshape(B, L, C)  # (B, h, L, d) -> (B, L, h, d) -> (B, L, C)
         # Step 5: the output layer, and dropout
-        return F.dropout(self.out(out), dropout), weights
+        out = F.dropout(self.out(out), dropout)  # (B, L, C)
+        # exercise: end
+        return out, weights
 
 
 class FeedForward(nn.Module):
@@ -177,8 +184,11 @@ class GPT(nn.Module):
         the attention weights (B, h, L, L) of each layer, empty unless `need_weights`.
         """
         x, attn_weights = self.features(U, need_weights)  # Step 1 - 5
+        # exercise: begin
         # Step 6: the linear head; the softmax is in the loss
-        return self.head(x), attn_weights
+        logits = self.head(x)  # (B, L, V)
+        # exercise: end
+        return logits, attn_weights
 
     def features(self, U: Tensor, need_weights: bool = False, cache=None) -> tuple[Tensor, list[Tensor]]:
         """All but the head: (B, L) token ids -> (B, L, C) after the last LayerNorm, and the attention weights.
@@ -186,27 +196,39 @@ class GPT(nn.Module):
         cache: a CacheSlice of generation.py, which knows the tokens that came before these; for sampling.
         """
         L = U.size(1)
-        # Step 1: the positions 0, 1, …, L-1
-        positions = torch.arange(L, dtype=torch.long, device=U.device) if cache is None else cache.positions
-        # Step 2, 3: embeddings of tokens (B, L, C) and positions (L, C), and h_0, their sum
-        x = self.token_embedding(U)
-        if not self.config.no_pos:
-            x = x + self.position_embedding(positions)
-        x = self.dropout(x)
-        # Step 4: the mask M, True above the diagonal: no position looks at a later one
+        extends = [None if cache is None else partial(cache.extend, i) for i in range(len(self.layers))]
         if cache is None:
-            mask = torch.triu(torch.ones(L, L, dtype=torch.bool, device=U.device), diagonal=1)
+            # exercise: begin
+            # Step 1: the positions 0, 1, …, L-1, of type torch.long, on the device of U
+            positions = torch.arange(L, dtype=torch.long, device=U.device)  # (L,)
+            # exercise: end
+        else:
+            positions = cache.positions
+        # exercise: begin
+        # Step 2: embeddings of tokens and positions; Step 3: h_0, their sum unless no_pos, and dropout
+        x = self.token_embedding(U)  # (B, L, C)
+        if not self.config.no_pos:
+            x = x + self.position_embedding(positions)  # (B, L, C) + (L, C)
+        x = self.dropout(x)
+        # exercise: end
+        if cache is None:
+            # exercise: begin
+            # Step 4: the mask M, True above the diagonal: no position looks at a later one
+            mask = torch.triu(torch.ones(L, L, dtype=torch.bool, device=U.device), diagonal=1)  # (L, L)
+            # exercise: end
         else:  # the same, for the tokens before these and these
             mask = cache.mask
-        # Step 5: the layers, one after another
+        # exercise: begin
+        # Step 5: the layers, one after another: each takes x, mask, need_weights and its own of the extends
         attn_weights = []
-        for i, layer in enumerate(self.layers):
-            extend = None if cache is None else partial(cache.extend, i)
-            x, weights = layer(x, mask, need_weights, extend)
+        for layer, extend in zip(self.layers, extends, strict=True):
+            x, weights = layer(x, mask, need_weights, extend)  # (B, L, C), (B, h, L, L)
             if need_weights:
                 attn_weights.append(weights)
         # Step 6 begins: LayerNorm
-        return self.norm(x), attn_weights
+        x = self.norm(x)  # (B, L, C)
+        # exercise: end
+        return x, attn_weights
 
     @property
     def device(self) -> torch.device:

@@ -1,4 +1,4 @@
-"""The folder of a training run, and what it tells: config.json, log.csv, the picture of its curves."""
+"""The folder of a training run, and what it tells: config.json, log.csv, its curves drawn and for TensorBoard."""
 
 import csv
 import glob
@@ -15,6 +15,7 @@ from cli import UserError, atomic_write
 from fonts import find
 
 RUN_FILES = ["log.csv", "loss&perplexity.jpg", "best.pt", "last.pt", "result.json"]  # and config.json
+EVENTS = "events.out.tfevents.*"  # the names of TensorBoard's files
 
 LOG_FIELDS = [
     "iter",
@@ -55,6 +56,8 @@ def begin_folder(folder: Path, resume: bool, settings: dict, data_root: Path) ->
     if not resume:
         for name in RUN_FILES:
             (folder / name).unlink(missing_ok=True)
+        for path in folder.glob(EVENTS):
+            path.unlink()
 
 
 def provenance(data_root: Path) -> dict:
@@ -95,6 +98,31 @@ def write_log(path: Path, rows: list[dict]) -> None:
         writer = csv.DictWriter(file, LOG_FIELDS, lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+class TensorBoard:
+    """The rows of the log as curves, in the run's folder, for `tensorboard --logdir`.
+
+    Raises UserError at once if the package is not installed; writes nothing before the first row.
+    """
+
+    def __init__(self, folder: Path):
+        try:
+            from torch.utils.tensorboard import SummaryWriter  # here: few want it, and the core works without
+        except ImportError as error:
+            raise UserError(f"--tensorboard needs the package tensorboard ({error}): pip install tensorboard") from None
+        self.folder, self.new_writer, self.writer = folder, SummaryWriter, None
+
+    def add(self, row: dict) -> None:
+        """One evaluation. What an earlier process has logged from this iteration on is replaced, of a killed run."""
+        if self.writer is None:
+            self.writer = self.new_writer(str(self.folder), purge_step=row["iter"])
+        for name, value in row.items():
+            if name != "iter":
+                split, _, measure = name.rpartition("_")
+                tag = f"{measure}/{split}" if measure in ("loss", "perplexity") else name  # curves of one kind together
+                self.writer.add_scalar(tag, value, row["iter"])
+        self.writer.flush()
 
 
 def read_log(path: Path) -> list[dict]:

@@ -6,6 +6,7 @@ Writes into CKPT_PATH:
   log.csv               a line an evaluation: loss, perplexity, learning rate, gradient norm, speed
   loss&perplexity.jpg   the same as curves, redrawn at every evaluation
   config.json           the settings of the run
+  events.out.tfevents.* the log for TensorBoard, with --tensorboard
   result.json           the losses over the whole validation split, and the cost of the run
 
 Perplexity is e^loss: among how many equally likely characters the model is, on average, undecided.
@@ -33,7 +34,7 @@ from model import GPT, PRESETS, GPTConfig, load_checkpoint, save_checkpoint
 from optim import make_optimizers, schedule
 from parallel import Parallel, accumulate, end_together
 from prepare import DEFAULT_DATA_ROOT, load_dataset
-from runlog import LOG_FIELDS, begin_folder, check_folder, log_line, plot_curves, write_log
+from runlog import LOG_FIELDS, TensorBoard, begin_folder, check_folder, log_line, plot_curves, write_log
 from windows import Batches, Measures, PoemWindows, Windows, title_ids, use_poem_windows
 
 SAME_ON_RESUME = [  # flags, and fields of the model's configuration
@@ -48,6 +49,7 @@ class Trainer:
     def __init__(self, args):
         self.args = args
         self.folder = Path(args.ckpt_path)
+        self.tensorboard = TensorBoard(self.folder) if args.tensorboard else None
         self.parallel = Parallel()
         if args.batchsize < self.parallel.world:
             raise UserError(f"--batchsize {args.batchsize} is less than the {self.parallel.world} processes")
@@ -207,6 +209,8 @@ class Trainer:
         if self.iteration == self.args.iters:
             row.update(self.measures.whole(self.result_model))
         self.rows.append(row)
+        if self.tensorboard is not None:
+            self.tensorboard.add(row)
         self.recent = []
         if val_loss < self.best_loss:
             self.best_loss = val_loss
@@ -326,6 +330,7 @@ def parse_args(args=None):
     group.add_argument("--compile", action="store_true", help="torch.compile the model: slow to start, then faster")
     group.add_argument("--eval_interval", type=positive, default=100, help="iterations between evaluations")
     group.add_argument("--eval_iters", type=positive, default=10, help="batches of validation text in an evaluation")
+    group.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too, into CKPT_PATH")
     args = parser.parse_args(args)
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite exclude each other")

@@ -55,7 +55,7 @@ def test_every_python_command_of_the_readme_runs(tmp_path):
         done = run_script(script, *flags, *SIZES.get(script, []), cwd=tmp_path)
         assert done.returncode == 0, (line, done.stderr)
         ran.add(script)
-    assert ran >= {"prepare.py", "train.py", "sample.py", "forms.py", "evaluate.py", "hmm.py"}
+    assert ran >= {"prepare.py", "train.py", "sample.py", "forms.py", "evaluate.py", "export.py", "hmm.py"}
 
 
 def test_every_make_command_of_the_readme_is_a_target():
@@ -65,7 +65,9 @@ def test_every_make_command_of_the_readme_is_a_target():
         subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("name", [*READMES, "docs/theory.md", "docs/results.md"])
+@pytest.mark.parametrize(
+    "name", [*READMES, *(f"docs/{page}.md" for page in ("theory", "results", "course", "course.zh-CN"))]
+)
 def test_links_to_files_lead_somewhere(name):
     folder = (ROOT / name).parent
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text_of(name)) if "://" not in link]

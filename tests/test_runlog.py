@@ -1,8 +1,16 @@
+import csv
+import math
+import sys
+import types
+from pathlib import Path
+
 import matplotlib.image
 import pytest
+from conftest import QUICK, TINY, train_tiny
 
+import train
 from cli import UserError
-from runlog import LOG_FIELDS, plot_curves, read_log, write_log
+from runlog import EVENTS, LOG_FIELDS, plot_curves, read_log, write_log
 
 ROWS = [dict.fromkeys(LOG_FIELDS, i + 1.5) for i in range(3)]
 
@@ -36,3 +44,66 @@ def test_a_run_with_a_chinese_name_is_drawn_without_boxes(tmp_path, recwarn):
     plot_curves({"宋词": [row], "default": [row]}, tmp_path / "curves.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_a_log_is_a_table_that_any_program_reads(ckpt_path):
+    content = (ckpt_path / "log.csv").read_bytes()
+    assert b"\r" not in content and content.isascii() and content.endswith(b"\n")
+    header, *rows = csv.reader(content.decode().splitlines())
+    assert header == LOG_FIELDS and len(rows) == 3
+    for row in rows:
+        assert len(row) == len(header)
+        filled = [cell for cell in row if cell]
+        assert all(math.isfinite(float(cell)) for cell in filled)
+        assert row[: len(filled)] == filled and len(filled) in (len(header), len(header) - 4)  # the last row has all
+    assert all(rows[-1])
+
+
+@pytest.fixture
+def tensorboard(monkeypatch):
+    """A stand-in for torch.utils.tensorboard; returns the list of its writers, each of which notes its calls."""
+    writers = []
+
+    class SummaryWriter:
+        def __init__(self, log_dir, purge_step=None):
+            self.log_dir, self.purge_step, self.scalars, self.flushed = log_dir, purge_step, [], 0
+            (Path(log_dir) / EVENTS.replace("*", str(len(writers)))).touch()
+            writers.append(self)
+
+        def add_scalar(self, tag, value, step):
+            self.scalars.append((tag, value, step))
+
+        def flush(self):
+            self.flushed = len(self.scalars)
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    return writers
+
+
+def test_tensorboard_gets_every_row_of_the_log_and_goes_on_in_the_same_folder(tensorboard, data_root, tmp_path):
+    folder = train_tiny(data_root, tmp_path / "run", "--tensorboard")
+    train_tiny(data_root, folder, "--tensorboard", "--resume", "--iters", "20")
+    first, second = tensorboard
+    assert first.log_dir == second.log_dir == str(folder) and (first.purge_step, second.purge_step) == (4, 16)
+    scalars = {(tag, step): value for tag, value, step in first.scalars + second.scalars}
+    assert len(scalars) == len(first.scalars) + len(second.scalars)
+    assert second.flushed == len(second.scalars)  # what is logged survives a kill
+    for row in read_log(folder / "log.csv"):
+        assert scalars["loss/train", row["iter"]] == pytest.approx(row["train_loss"], rel=1e-4)
+        assert scalars["perplexity/val", row["iter"]] == pytest.approx(row["val_perplexity"], rel=1e-4)
+        for name in ("lr", "grad_norm", "tokens_per_second"):
+            assert scalars[name, row["iter"]] == pytest.approx(row[name], rel=1e-4)
+    assert {step for _, step in scalars} == {4, 8, 12, 16, 20} and ("loss/poem_val", 20) in scalars
+    assert len(list(folder.glob(EVENTS))) == 2
+    train_tiny(data_root, folder, "--overwrite")
+    assert not list(folder.glob(EVENTS)) and len(tensorboard) == 2  # a new run has no curves of another
+
+
+def test_without_the_package_nothing_of_an_earlier_run_is_touched(assert_user_error, ckpt_path, data_root, monkeypatch):
+    before = (ckpt_path / "last.pt").read_bytes()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    flags = ["--data_root", data_root, "--ckpt_path", ckpt_path, *TINY, *QUICK, "--overwrite", "--tensorboard"]
+    assert_user_error(train, *flags, words=["--tensorboard", "pip install tensorboard"])
+    assert (ckpt_path / "last.pt").read_bytes() == before

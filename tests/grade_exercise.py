@@ -1,0 +1,219 @@
+"""Grades model.py beside this file: python -m pytest with the name of this file or of its folder.
+
+Each test compares with a definition, with PyTorch, or with transformers' GPT-2, and says in its name which steps of the
+handout it is about. A test that fails with NotImplementedError has come to a step that is still to be written.
+"""
+
+import importlib.util
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+HERE = Path(__file__).resolve().parent
+
+
+def load_exercise():
+    """model.py beside this file; what it imports may be there too, or a folder higher."""
+    sys.path[:0] = [str(HERE), str(HERE.parent)]
+    spec = importlib.util.spec_from_file_location("exercise_model", HERE / "model.py")
+    sys.modules["exercise_model"] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+exercise = load_exercise()
+B, h, L, d, V = 2, 3, 7, 4, 11
+C = h * d
+
+
+def make(**changes):
+    """A GPT with weights that are far from the small ones of the start."""
+    torch.manual_seed(0)
+    model = exercise.GPT(exercise.GPTConfig(V, max_seq_len=9, n_layer=2, n_head=h, n_embd=C, **changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3).add_(0.05 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def token_ids(length: int = L):
+    return torch.randint(V, (B, length), generator=torch.Generator().manual_seed(1))
+
+
+def later_positions(size: int = L):
+    return torch.tensor([[j > i for j in range(size)] for i in range(size)])
+
+
+def close(ours, expected):
+    torch.testing.assert_close(ours, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_step_3_2_to_3_6_attention_is_its_definition():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, B, h, L, d)
+    out, weights = exercise.attention(q, k, v, later_positions())
+    assert out.shape == (B, h, L, d) and weights.shape == (B, h, L, L)
+    for i in range(L):
+        scores = (q[:, :, i, None] * k[:, :, : i + 1]).sum(-1) / math.sqrt(d)  # (B, h, i + 1)
+        expected = scores.exp() / scores.exp().sum(-1, keepdim=True)
+        close(weights[:, :, i, : i + 1], expected)
+        assert (weights[:, :, i, i + 1 :] == 0).all()
+        close(out[:, :, i], sum(expected[:, :, j, None] * v[:, :, j] for j in range(i + 1)))
+
+
+def test_step_3_2_to_3_6_attention_with_any_mask_is_pytorchs():
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, B, h, L, d)
+    mask = torch.rand(L, L) < 0.4
+    mask.fill_diagonal_(False)
+    out, weights = exercise.attention(q, k, v, mask)
+    close(out, F.scaled_dot_product_attention(q, k, v, ~mask))
+    close(weights.sum(-1), torch.ones(B, h, L))
+
+
+def test_step_3_5_dropout_acts_on_the_attention_weights():
+    """With values of 1, an output is the sum of what dropout has left of its weights, doubled."""
+    torch.manual_seed(0)
+    q, k, v = torch.zeros(B, h, 50, d), torch.zeros(B, h, 50, d), torch.ones(B, h, 50, d)
+    out, _ = exercise.attention(q, k, v, torch.zeros(50, 50, dtype=torch.bool), 0.5)
+    assert 0.9 < out.mean() < 1.1 and out[..., 0].std() > 0.05
+    close(out, out[..., :1].expand_as(out))  # a weight is dropped for all channels, or for none
+
+
+def test_step_1_to_5_multi_head_attention_is_pytorchs():
+    torch.manual_seed(0)
+    ours = exercise.MultiHeadAttention(exercise.GPTConfig(V, n_head=h, n_embd=C))
+    theirs = torch.nn.MultiheadAttention(C, h, batch_first=True)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.normal_()
+    names = {"in_proj_weight": ours.qkv.weight, "in_proj_bias": ours.qkv.bias}
+    theirs.load_state_dict({**names, "out_proj.weight": ours.out.weight, "out_proj.bias": ours.out.bias})
+    x, mask = torch.randn(B, L, C), later_positions()
+    expected, expected_weights = theirs(x, x, x, attn_mask=mask, average_attn_weights=False)
+    out, weights = ours(x, mask, need_weights=True)
+    close(out, expected)
+    close(weights, expected_weights)
+    fast, none = ours(x, mask)
+    close(fast, expected)
+    assert none is None
+
+
+def test_step_5_dropout_acts_on_the_output_in_training_only():
+    torch.manual_seed(0)
+    layer = exercise.MultiHeadAttention(exercise.GPTConfig(V, n_head=h, n_embd=C, dropout=0.5))
+    x, mask = torch.randn(B, L, C), later_positions()
+    zeros = (layer(x, mask, need_weights=True)[0] == 0).float().mean()
+    assert 0.3 < zeros < 0.7, "half of the outputs of Step 5 are to be dropped"
+    layer.eval()
+    assert (layer(x, mask, need_weights=True)[0] != 0).all()
+
+
+def as_transformers(model):
+    """The weights of a model in transformers' GPT-2, which stores matrices transposed."""
+    transformers = pytest.importorskip("transformers")
+    c = model.config
+    sizes = {"vocab_size": V, "n_positions": c.max_seq_len, "n_layer": c.n_layer, "n_head": h, "n_embd": C}
+    sizes |= {"bos_token_id": None, "eos_token_id": None}
+    other = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, attn_implementation="eager")).eval()
+    wpe = torch.zeros(c.max_seq_len, C) if c.no_pos else model.position_embedding.weight
+    state = {"wte.weight": model.token_embedding.weight, "wpe.weight": wpe}
+    state |= {"ln_f.weight": model.norm.weight, "ln_f.bias": model.norm.bias}
+    for i, layer in enumerate(model.layers):
+        modules = {
+            "ln_1": layer.attention_norm,
+            "attn.c_attn": layer.attention.qkv,
+            "attn.c_proj": layer.attention.out,
+            "ln_2": layer.feed_forward_norm,
+            "mlp.c_fc": layer.feed_forward.up,
+            "mlp.c_proj": layer.feed_forward.down,
+        }
+        for name, module in modules.items():
+            state[f"h.{i}.{name}.weight"] = module.weight.T if module.weight.dim() == 2 else module.weight
+            state[f"h.{i}.{name}.bias"] = module.bias
+    other.transformer.load_state_dict(state)
+    return other
+
+
+def check_against_transformers(model):
+    for length in (1, L, 9):
+        U = token_ids(length)
+        expected = as_transformers(model)(U, output_attentions=True)
+        logits, attn_weights = model(U, need_weights=True)
+        close(logits, expected.logits)
+        assert len(attn_weights) == 2, "Step 5: one matrix of attention weights a layer"
+        for ours, theirs in zip(attn_weights, expected.attentions, strict=True):
+            close(ours, theirs)
+        fast, none = model(U)
+        close(fast, expected.logits)
+        assert len(none) == 0, "Step 5: no attention weights unless need_weights"
+
+
+def test_gpt_step_1_to_6_is_gpt2():
+    check_against_transformers(make())
+
+
+def test_gpt_step_3_no_pos_is_gpt2_with_positions_of_zero():
+    check_against_transformers(make(no_pos=True))
+
+
+def test_gpt_step_3_dropout_acts_on_the_embeddings_in_training_only():
+    """Without its layers, the model is Step 2 and 3 alone, and a dropped channel is 0."""
+    model = make(dropout=0.5).train()
+    model.layers, model.norm = torch.nn.ModuleList(), torch.nn.Identity()
+    U = token_ids()
+    assert 0.3 < (model.features(U)[0] == 0).float().mean() < 0.7
+    expected = model.token_embedding.weight[U] + model.position_embedding.weight[:L]
+    close(model.eval().features(U)[0], expected)
+
+
+def test_gpt_step_4_no_position_sees_a_later_one():
+    model, U = make(), token_ids()
+    before, _ = model(U)
+    for changed in range(1, L):
+        other = U.clone()
+        other[:, changed] = (other[:, changed] + 1) % V
+        after, _ = model(other)
+        close(after[:, :changed], before[:, :changed])
+        assert not torch.allclose(after[:, changed], before[:, changed], atol=1e-3), "a position sees itself"
+
+
+class Past:
+    """The cache of sampling, in small: `size` tokens are known, the L next are read."""
+
+    def __init__(self, layers: int):
+        self.size, self.keys, self.values = 0, [None] * layers, [None] * layers
+
+    def read(self, length: int):
+        self.positions = torch.arange(self.size, self.size + length)[None]
+        self.size += length
+        self.mask = torch.arange(self.size) > self.positions[:, None, :, None]  # (1, 1, L, size)
+        return self
+
+    def extend(self, layer: int, k, v):
+        for known, new in ((self.keys, k), (self.values, v)):
+            known[layer] = new if known[layer] is None else torch.cat((known[layer], new), dim=2)
+        return self.keys[layer], self.values[layer]
+
+
+def test_gpt_reads_a_text_in_parts_as_it_reads_it_at_once():
+    model, U, past = make(), token_ids(), Past(2)
+    parts = [model.features(part, cache=past.read(part.size(1)))[0] for part in U.split([3, 1, 1, 2], dim=1)]
+    close(torch.cat(parts, dim=1), model.features(U)[0])
+
+
+def test_gpt_learns():
+    """A model that is trained on one sentence comes to know it: the gradients reach the weights."""
+    model, U = make().train(), token_ids(9)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    for _ in range(100):
+        logits, _ = model(U[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), U[:, 1:].flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.1
