@@ -23,6 +23,7 @@ from prepare import Vocabulary
 
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # keys and values (B, h, L, d) -> with the earlier ones
 
+MAX_SIZE = 1 << 21  # of anything in a configuration: more than Unicode has characters
 PRESETS = {
     "mini": {"n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0},
     "small": {"n_layer": 6, "n_head": 6, "n_embd": 384, "dropout": 0.2},
@@ -245,7 +246,7 @@ def _checked_config(fields: dict) -> GPTConfig:
     """The configuration in a checkpoint. Raises ValueError or UserError if no training can have made it."""
     config = GPTConfig(**{**fields, "title": tuple(fields["title"])})
     sizes = (config.vocab_size, config.max_seq_len, config.n_layer, config.n_head, config.n_embd)
-    if not all(type(size) is int and size >= 1 for size in sizes):
+    if not all(type(size) is int and 1 <= size <= MAX_SIZE for size in sizes):
         raise ValueError("its sizes are none")
     if type(config.dropout) not in (int, float) or not 0 <= config.dropout < 1:
         raise ValueError("its dropout is none")

@@ -87,7 +87,7 @@ def load_state(optimizer: torch.optim.Optimizer, saved: dict, iteration: int) ->
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     names = {"momentum"} if isinstance(optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
-    state = saved["state"]
+    state = saved["state"] if type(saved) is dict else None
     if type(state) is not dict or state.keys() != set(range(len(parameters))):
         raise ValueError("its optimiser has other parameters")
     for i, p in enumerate(parameters):

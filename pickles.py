@@ -65,6 +65,8 @@ def check_checkpoint(file: BinaryIO) -> None:
         if archive.testzip() is not None:
             raise ValueError("a part is damaged")
         [content] = [archive.read(part) for part in parts if part.filename.casefold().endswith("data.pkl")]
+        if content[:2] != b"\x80\2":  # torch's reader warns of other versions
+            raise ValueError("another version of pickle")
         check_pickle(content, TENSORS, TENSOR_GLOBALS)
     file.seek(0)
 
