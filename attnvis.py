@@ -58,7 +58,7 @@ def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file. Raises UserError if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a path that cannot be one
         raise UserError(f"cannot read {path} as UTF-8 text: {error}") from None
 
 

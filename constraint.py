@@ -5,7 +5,6 @@ classes that its groups have by now; the model chooses among the characters and 
 template that a choice rules out is dropped, and what is allowed always leaves one: a poem never comes to a dead end.
 """
 
-import re
 from collections import Counter
 
 import numpy as np
@@ -30,7 +29,7 @@ class FormRules:
     def __init__(self, forms: Forms, vocabulary: Vocabulary, acrostic: str = "", rhyme: str = ""):
         self.forms, self.vocabulary, self.acrostic = forms, vocabulary, acrostic
         # (V,) what each token is
-        self._chars = np.array(list(vocabulary.chars))
+        self._codes = np.array([ord(char) for char in vocabulary.chars])  # numpy takes the string "\0" for an empty one
         self._marks = np.array([MARKS.get(char, "") for char in vocabulary.chars])
         self._classes = np.array([forms.classes.get(char, -1) for char in vocabulary.chars])
         self._countable = np.array([char.isalnum() for char in vocabulary.chars])
@@ -39,8 +38,7 @@ class FormRules:
         vocabulary.encode(acrostic)
         if not all(map(is_character, acrostic)):
             raise UserError(f"--acrostic {acrostic!r}: only characters can begin a sentence, no marks and no spaces")
-        characters = {*forms.classes, *"".join(forms.tunes)}
-        if not forms.tunes or not characters <= set(vocabulary.chars) or not self.mask(frozenset("。")).any():
+        if not self._can_write():
             raise UserError(
                 "--form: forms.json has no form, or is of another corpus: run prepare.py on one with +++titles"
             )
@@ -48,11 +46,28 @@ class FormRules:
             raise UserError(f"--rhyme {rhyme!r}: give one character that the poems of the corpus rhyme with")
         self.rhyme_class = forms.classes[rhyme] if rhyme else None
 
+    def _can_write(self) -> bool:
+        """Whether there is a form, and the vocabulary has the tunes' names, and what each clause may need."""
+        templates = [template for templates in self.forms.tunes.values() for template in templates]
+        marks = {"。", *(mark for template in templates for _, mark in template.clauses)}
+        rhymes = any(template.scheme.strip("-") for template in templates)
+        return (
+            bool(templates)
+            and {*"+\n", *self.forms.classes, *"".join(self.forms.tunes)} <= set(self.vocabulary.chars)
+            and all(self.mask(frozenset([mark])).any() for mark in marks)
+            and self._countable.any()
+            and (bool(self.forms.classes) or not rhymes)
+        )
+
+    def exactly(self, chars: frozenset[str]) -> Tensor:
+        """(V,) True for the tokens of these characters, and of no other mark that counts as the same."""
+        return torch.from_numpy(np.isin(self._codes, list(map(ord, chars))))
+
     def mask(self, kinds: frozenset) -> Tensor:
         """(V,) True for the tokens of these kinds: ANY, RHYMING, the number of a rhyme class, a character or a mark."""
         if kinds not in self._masks:
             wanted = [kind for kind in kinds if isinstance(kind, str) and kind not in (ANY, RHYMING)]
-            allowed = np.isin(self._chars, wanted) | np.isin(self._marks, wanted)
+            allowed = np.isin(self._codes, list(map(ord, wanted))) | np.isin(self._marks, wanted)
             allowed |= np.isin(self._classes, [kind for kind in kinds if isinstance(kind, int)])
             if ANY in kinds:
                 allowed |= self._countable
@@ -122,7 +137,7 @@ class FormWriter:
         self.tune = tune_of(title)
         self._begin(body)
         if not newline:  # the model has only to end the line
-            if re.search(r"[（(][^）)]*$", title):
+            if max(map(title.rfind, "（(")) > max(map(title.rfind, "）)")):
                 raise UserError(f"--form: the subtitle in --start is not closed: {title}")
             self.prefix = mark + title
 
@@ -167,7 +182,7 @@ class FormWriter:
         """(V,) True for the tokens that may come next."""
         if self.tune is None:
             lines = [line for line in self.rules.titles() if line.startswith(self.prefix)]
-            return self.rules.mask(frozenset(line[len(self.prefix)] for line in lines))
+            return self.rules.exactly(frozenset(line[len(self.prefix)] for line in lines))
         if self.prefix:
             return self.rules.mask(frozenset("\n"))
         kinds = frozenset(kind for template, groups in self.alive for kind in self._kinds(template, groups))

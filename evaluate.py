@@ -15,7 +15,6 @@ import json
 import math
 import os
 import random
-import re
 import shlex
 import sys
 import time
@@ -59,10 +58,11 @@ def read_run(folder: Path) -> tuple[dict, list[dict]]:
         result["train_loss"] = rows[-1]["train_loss"]
         if any(not {"iter", *CURVES} <= row.keys() for row in rows):
             raise ValueError("log.csv lacks columns")
+        float(result["best_val_loss"])  # for model_scores()
         return {key: float(result.get(key, math.nan)) for key in RESULT_COLUMNS}, rows
     except FileNotFoundError as error:
         raise UserError(f"no finished run in {folder} ({error.filename}): run train.py --ckpt_path {folder}") from None
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise UserError(f"the run in {folder} is damaged ({error!r}): train again") from None
 
 
@@ -130,8 +130,9 @@ def model_scores(folder: Path, data_root: str) -> dict[str, float]:
     text = text[int(len(text) * 0.9) :]
     # All the loss is laid to the Han characters: so it can be compared between vocabularies and ways of writing
     share = len(han(text)) / len(text)
-    loss = result["best_val_loss"]
-    return {"perplexity, a token": perplexity(loss), "perplexity, a Han character": perplexity(loss / share)}
+    loss = float(result["best_val_loss"])
+    by_character = perplexity(loss / share) if share else math.nan
+    return {"perplexity, a token": perplexity(loss), "perplexity, a Han character": by_character}
 
 
 def scoreboard(folders: list[Path], data_root: str, count: int, seed: int) -> dict[str, dict[str, float]]:
@@ -183,9 +184,10 @@ def write_section(path: Path, name: str, text: str) -> None:
         old = path.read_text(encoding="utf-8") if path.exists() else ""
     except UnicodeDecodeError:
         raise UserError(f"--out {path} is not a text in UTF-8: name another file") from None
-    new, found = re.subn(f"{begin}.*?{end}", lambda _: section, old, count=1, flags=re.DOTALL)
+    before, _, rest = old.partition(begin)
+    _, found, after = rest.partition(end)
     with atomic_write(path, "w") as file:
-        file.write(new if found else f"{old}\n{section}\n".lstrip())
+        file.write(before + section + after if found else f"{old}\n{section}\n".lstrip())
 
 
 def parse_args(args=None):

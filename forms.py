@@ -57,7 +57,7 @@ class Template:
 class Clause:
     """A clause of a poem: its characters without 、, its mark ("" if the poem ends without), and where 、 stood."""
 
-    text: str = ""
+    text: str
     mark: str = ""
     pauses: list[int] = field(default_factory=list)
     line_break: bool = False
@@ -148,7 +148,11 @@ class Forms:
             content = json.loads(path.read_text(encoding="utf-8"))
             tunes = {tune: [_from_json(t) for t in templates] for tune, templates in content["tunes"].items()}
             classes = {char: i for i, chars in enumerate(content["rhyme_classes"]) for char in chars}
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            if not all(tune and "\n" not in tune and templates for tune, templates in tunes.items()):
+                raise ValueError("not tunes")
+            if not all(type(char) is str and len(char) == 1 and is_character(char) for char in classes):
+                raise ValueError("not rhyme classes")
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError, OverflowError) as error:
             message = f"{path} is damaged ({type(error).__name__}): run prepare.py --data_root {data_root}"
             raise UserError(message) from None
         return cls(tunes, classes)
@@ -167,7 +171,7 @@ def _to_json(template: Template) -> dict:
 
 def _from_json(content: dict) -> Template:
     form, support, scheme = content["form"], content["support"], content["scheme"]
-    if not re.fullmatch(r"([1-9]\d?[。，]){1,200}", form) or not isinstance(support, int) or len(form) > 600:
+    if not re.fullmatch(r"([1-9]\d?[。，]){1,200}", form) or type(support) is not int or len(form) > 600:
         raise ValueError("not a form")
     clauses = tuple((int(length), mark) for length, mark in re.findall(r"(\d+)([。，])", form))
     if not re.fullmatch(r"[a-z-]*", scheme) or len(scheme) != form.count("。"):
@@ -345,7 +349,7 @@ def parse_args(args=None):
 def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a path that cannot be one
         raise UserError(f"cannot read {path} as UTF-8 text: {error}") from None
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model import GPT, GPTConfig
@@ -20,13 +21,24 @@ KEEP = 0.5  # share of a full window that is kept when it is a stream's; of a po
 
 
 class KVCache:
-    """Room for the keys and values of `batch` texts of up to max_seq_len tokens, in every layer."""
+    """The keys and values of `batch` texts in every layer, with room for as many tokens as were needed so far.
+
+    Not for max_seq_len from the start: without a position embedding, that may be any number.
+    """
 
     def __init__(self, model: GPT, batch: int):
         c = model.config
-        shape = (c.n_layer, batch, c.n_head, c.max_seq_len, c.n_embd // c.n_head)  # (layers, B, h, max_seq_len, d)
+        shape = (c.n_layer, batch, c.n_head, min(64, c.max_seq_len), c.n_embd // c.n_head)  # (layers, B, h, room, d)
         self.keys = torch.zeros(shape, device=model.device, dtype=model.norm.weight.dtype)
         self.values = torch.zeros_like(self.keys)
+        self.max_seq_len = c.max_seq_len
+
+    def reserve(self, length: int) -> None:
+        """Makes room for `length` tokens, and for as many again, so that the cost of a token stays the same."""
+        room = self.keys.size(-2)
+        if length > room:
+            more = min(max(length, 2 * room), self.max_seq_len) - room
+            self.keys, self.values = (F.pad(store, (0, 0, 0, more)) for store in (self.keys, self.values))
 
 
 class CacheSlice:
@@ -38,6 +50,7 @@ class CacheSlice:
     def __init__(self, cache: KVCache, rows: list[int], starts: list[int], L: int):
         device = cache.keys.device
         self.cache, self.size = cache, max(starts) + L  # S: tokens of the longest text with the new ones
+        cache.reserve(self.size)
         self.rows = torch.tensor(rows, device=device)[:, None]
         self.read = slice(None) if len(rows) == cache.keys.size(1) else self.rows[:, 0]  # all of them: no copy
         # (R, L) the places of the new tokens in their windows

@@ -18,10 +18,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cli import UserError, atomic_write
+from pickles import check_checkpoint
 from prepare import Vocabulary
 
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # keys and values (B, h, L, d) -> with the earlier ones
 
+MAX_SIZE = 1 << 21  # of anything in a configuration: more than Unicode has characters
 PRESETS = {
     "mini": {"n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0},
     "small": {"n_layer": 6, "n_head": 6, "n_embd": 384, "dropout": 0.2},
@@ -262,6 +264,36 @@ class _NoInitialisation(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+def _checked_config(fields: dict) -> GPTConfig:
+    """The configuration in a checkpoint. Raises ValueError or UserError if no training can have made it."""
+    config = GPTConfig(**{**fields, "title": tuple(fields["title"])})
+    sizes = (config.vocab_size, config.max_seq_len, config.n_layer, config.n_head, config.n_embd)
+    if not all(type(size) is int and 1 <= size <= MAX_SIZE for size in sizes):
+        raise ValueError("its sizes are none")
+    if type(config.dropout) not in (int, float) or not 0 <= config.dropout < 1:
+        raise ValueError("its dropout is none")
+    if type(config.no_pos) is not bool or type(config.no_res) is not bool:
+        raise ValueError("no_pos and no_res are yes or no")
+    if config.title and not (
+        len(config.title) == 4 and all(type(token) is int and 0 <= token < config.vocab_size for token in config.title)
+    ):
+        raise ValueError("its title mark is none")
+    return config
+
+
+def _check_weights(weights: dict[str, Tensor], size: int) -> None:
+    """Raises ValueError for weights that a file of so many bytes cannot hold, and for such as are no numbers."""
+    stored = {}  # by address: the head has the embedding's; one number may be shown as a matrix of any size
+    for weight in weights.values():
+        if type(weight) is not Tensor or weight.dtype != torch.float32 or not weight.is_contiguous():
+            raise ValueError("its weights are of another kind")
+        stored[weight.untyped_storage().data_ptr()] = weight.untyped_storage().nbytes()
+    if sum(stored.values()) > size:
+        raise ValueError("its weights are larger than the file")
+    if not all(weight.isfinite().all() for weight in weights.values()):
+        raise ValueError("its weights are not finite")
+
+
 def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> tuple[GPT, Vocabulary, dict]:
     """Reads what save_checkpoint() wrote: the model, its vocabulary, and the whole dictionary.
 
@@ -271,14 +303,13 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> tuple[GPT
         raise UserError(f"no checkpoint {path}: run train.py --ckpt_path {path.parent} first")
     file = path.open("rb")
     try:
+        check_checkpoint(file)
         checkpoint = torch.load(file, map_location=device, weights_only=True)
-        config = GPTConfig(**{**checkpoint["config"], "title": tuple(checkpoint["config"]["title"])})
+        config, weights = _checked_config(checkpoint["config"]), checkpoint["model"]
         vocabulary = Vocabulary(**checkpoint["vocabulary"])
-        weights = checkpoint["model"]
-        if len(vocabulary) != config.vocab_size or f"layers.{config.n_layer - 1}.attention.out.weight" not in weights:
+        if len(vocabulary) != config.vocab_size or len(weights) < config.n_layer:
             raise ValueError("its parts do not belong together")
-        if config.title and not (len(config.title) == 4 and set(config.title) <= set(range(config.vocab_size))):
-            raise ValueError("its title mark is none")
+        _check_weights(weights, path.stat().st_size)
         with torch.device("meta"), _NoInitialisation():  # no memory before the weights are seen to fit
             model = GPT(config)
         model.load_state_dict(weights, assign=True)

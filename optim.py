@@ -80,6 +80,30 @@ def make_optimizers(
     return optimizers
 
 
+def load_state(optimizer: torch.optim.Optimizer, saved: dict, iteration: int) -> None:
+    """Takes up an optimiser's state after so many steps. Raises ValueError if it is not one of these parameters.
+
+    Its own settings stay: those of a run that goes on are the same, and the schedule sets the rates.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    names = {"momentum"} if isinstance(optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
+    state = saved["state"] if type(saved) is dict else None
+    if type(state) is not dict or state.keys() != set(range(len(parameters))):
+        raise ValueError("its optimiser has other parameters")
+    for i, p in enumerate(parameters):
+        if type(state[i]) is not dict or state[i].keys() != names:
+            raise ValueError("its optimiser is another")
+        for name, value in state[i].items():
+            shape = () if name == "step" else p.shape
+            if type(value) is not Tensor or value.shape != shape or value.dtype != p.dtype or not value.is_contiguous():
+                raise ValueError("its optimiser's state has another shape")
+            if not value.isfinite().all() or (name != "momentum" and name != "exp_avg" and value.min() < 0):
+                raise ValueError("its optimiser's state is not a number that can be")
+        if "step" in names and state[i]["step"].item() != min(iteration, 1 << 24):  # where float32 stops to count
+            raise ValueError("its optimiser has made another number of steps")
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
 def schedule(iteration: int, iters: int, warmup_iters: int) -> float:
     """What the learning rates are multiplied by: linear from 0 to 1 in warmup_iters, and linear to 0 at the end."""
     if iteration < warmup_iters:

@@ -29,6 +29,7 @@ import quansongci
 from cli import ArgumentParser, UserError, run
 from forms import read_poems
 from learnforms import learn
+from pickles import check_pickle
 
 DEFAULT_DATA_ROOT = "data/quansongci"
 BLOCK_BYTES = 1 << 20
@@ -42,10 +43,20 @@ class Vocabulary:
     """The characters of a corpus; a character's token id is its place in `chars`.
 
     aliases: other names of tunes → the canonical name that the corpus uses.
+    Raises ValueError if these are not what they should be, as in a damaged file.
     """
 
     chars: str
     aliases: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if type(self.chars) is not str or len(set(self.chars)) < len(self.chars):
+            raise ValueError("chars are not different characters")
+        self.chars.encode()  # no surrogates, which are no characters and cannot be written
+        if type(self.aliases) is not dict or not all(
+            type(name) is str for pair in self.aliases.items() for name in pair
+        ):
+            raise ValueError("aliases are not names")
 
     def __len__(self) -> int:
         return len(self.chars)
@@ -89,14 +100,17 @@ class Vocabulary:
     def load(cls, path: Path) -> "Vocabulary":
         """Reads meta.pkl. Runs no code that a hostile file may hold; raises UserError if it is broken."""
         try:
-            meta = _PlainUnpickler(io.BytesIO(path.read_bytes())).load()
-            itos, aliases = meta["itos"], meta.get("aliases", {})
-            vocabulary = cls("".join(itos[i] for i in range(len(itos))), dict(aliases))
+            content = path.read_bytes()
+            check_pickle(content)
+            meta = _PlainUnpickler(io.BytesIO(content)).load()
+            itos = meta["itos"]
+            chars = [itos[i] for i in range(len(itos))]
+            if not all(type(char) is str and len(char) == 1 for char in chars):
+                raise ValueError("itos has something that is no character")
+            vocabulary = cls("".join(chars), meta.get("aliases", {}))
             stoi = {char: i for i, char in enumerate(vocabulary.chars)}
             if not (len(vocabulary) == len(itos) == meta["vocab_size"] and len(itos) > 0 and stoi == meta["stoi"]):
                 raise ValueError("vocab_size, stoi and itos disagree")
-            if not all(isinstance(name, str) for pair in aliases.items() for name in pair):
-                raise ValueError("aliases are not names")
             return vocabulary
         except OSError:
             raise

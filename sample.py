@@ -52,7 +52,7 @@ def read_start(start: str) -> str:
         path = Path(start.removeprefix("FILE:"))
         try:
             start = path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a path that cannot be one
             raise UserError(f"--start: cannot read {path} as UTF-8 text: {error}") from None
     else:
         start = start.replace("\\n", "\n")

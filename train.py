@@ -31,10 +31,19 @@ from cli import ArgumentParser, Interrupted, UserError, atomic_write, deferred_s
 from device import allow_tf32, check_compiler, choose_device, choose_dtype, keep_large_blocks
 from loss import IGNORE, TrainingLoss, perplexity
 from model import GPT, PRESETS, GPTConfig, load_checkpoint, save_checkpoint
-from optim import make_optimizers, schedule
+from optim import load_state, make_optimizers, schedule
 from parallel import Parallel, accumulate, end_together
 from prepare import DEFAULT_DATA_ROOT, load_dataset
-from runlog import LOG_FIELDS, TensorBoard, begin_folder, check_folder, log_line, plot_curves, write_log
+from runlog import (
+    LOG_FIELDS,
+    TensorBoard,
+    begin_folder,
+    check_folder,
+    check_progress,
+    log_line,
+    plot_curves,
+    write_log,
+)
 from windows import Batches, Measures, PoemWindows, Windows, title_ids, use_poem_windows
 
 SAME_ON_RESUME = [  # flags, and fields of the model's configuration
@@ -95,14 +104,18 @@ class Trainer:
             before = {**checkpoint["args"], **asdict(model.config)}
             wanted = {**vars(self.args), **asdict(self.model.config)}
             for name in SAME_ON_RESUME:
+                if type(before[name]) is not type(wanted[name]):
+                    raise ValueError(f"its {name} is none")
                 if before[name] != wanted[name]:
                     raise UserError(f"--{name} {wanted[name]} contradicts {path}, which has {before[name]}")
+            check_progress(checkpoint)
             for name in ("iteration", "best_loss", "seconds", "rows", "recent"):
                 setattr(self, name, checkpoint[name])
             self.load_state(model, checkpoint)
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise UserError(f"{path} cannot be resumed from ({error!r}): start again with --overwrite") from None
-        finished = bool(self.rows) and "stream_val_loss" in self.rows[-1]
+        last = self.rows[-1] if self.rows else {"iter": 0}
+        finished = last["iter"] == self.iteration and {*LOG_FIELDS[-4 if self.by_poem else -2 :]} <= last.keys()
         if self.args.iters < self.iteration or (self.args.iters == self.iteration and not finished):
             raise UserError(f"--iters {self.args.iters}: {path} is at iteration {self.iteration} already; give more")
 
@@ -111,11 +124,15 @@ class Trainer:
         self.model.load_state_dict(model.state_dict())
         if self.average is not None:
             self.average.load_state_dict(checkpoint["average"])
+            if not all(value.isfinite().all() for value in self.average.parameters()):
+                raise ValueError("its average is not finite")
         for optimizer, state in zip(self.optimizers, checkpoint["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
+            load_state(optimizer, state, self.iteration)
         self.scaler.load_state_dict(checkpoint["scaler"])
         if self.auto_dtype:  # the measurement might come out otherwise this time
             self.args.dtype = checkpoint["args"]["dtype"]
+            if self.args.dtype not in ("float32", "bfloat16"):
+                raise ValueError("its dtype is none")
             self.dtype = self.training_loss.dtype = choose_dtype(self.args.dtype, self.device)
 
     @property
@@ -226,9 +243,11 @@ class Trainer:
 
         val_loss without more is the measure that the run trains for: of poems, or of the stream.
         """
-        best_model, _, checkpoint = load_checkpoint(self.folder / "best.pt", self.device)
+        best_model, vocabulary, checkpoint = load_checkpoint(self.folder / "best.pt", self.device)
+        if best_model.config != self.model.config or vocabulary.chars != self.vocabulary.chars:
+            raise UserError(f"{self.folder / 'best.pt'} is of another run than last.pt: start again with --overwrite")
         final = {name: value for name, value in self.rows[-1].items() if name in LOG_FIELDS[-4:]}
-        best = final if checkpoint["iteration"] == self.iteration else self.measures.whole(best_model)
+        best = final if checkpoint.get("iteration") == self.iteration else self.measures.whole(best_model)
         own = "poem" if self.by_poem else "stream"
         tokens = self.iteration * self.args.batchsize * self.args.max_seq_len
         return {
