@@ -3,7 +3,7 @@
 import os
 
 # Before torch comes in: small models gain nothing from threads, and lose much when another program takes a core.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import random
 import re
