@@ -21,7 +21,18 @@ def graded(folder, source):
     """What a student sees: the outcome of pytest on a folder with the source as model.py."""
     exercise.make(folder)
     (folder / "model.py").write_text(source, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=line", str(folder)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-o",
+        "addopts=",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--tb=line",
+        str(folder),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=120)
     return done.returncode, done.stdout
