@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from cli import UserError
-from forms import MARKS, Forms, Template, is_character, tune_of
+from forms import Forms, Template
+from poems import MARKS, is_character, tune_of
 from prepare import Vocabulary
 
 ANY, RHYMING = "any character", "any with a rhyme class"  # kinds of tokens, beside characters and numbers of classes

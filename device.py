@@ -1,4 +1,4 @@
-"""The machine: which device and which type of numbers to compute with, and how to keep its memory."""
+"""The machine: which device and which type of numbers to compute with, its memory, and seeds for its generators."""
 
 import ctypes
 import math
@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import suppress
 
+import numpy as np
 import torch
 
 from cli import UserError
@@ -47,6 +48,11 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
             a @ b
             seconds[dtype] = min(seconds[dtype], time.perf_counter() - start)
     return torch.bfloat16 if seconds[torch.bfloat16] < 0.75 * seconds[torch.float32] else torch.float32
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed for torch's generators from several numbers, another one for each choice of them."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def allow_tf32(device: torch.device) -> None:

@@ -24,10 +24,11 @@ from tqdm import tqdm
 
 from cli import ArgumentParser, UserError, atomic_write, number, run
 from constraint import FormRules, FormWriter
-from forms import Forms, read_poems, read_text
+from forms import Forms, read_text
 from generation import DEFAULT, Text, generate
 from loss import perplexity
 from model import GPT, load_model
+from poems import read_poems
 from prepare import DEFAULT_DATA_ROOT, Vocabulary
 from runlog import plot_curves, read_log
 from sample import FORM_CONTROLS, canonical_title, read_start, sample_seed, samples

@@ -13,20 +13,14 @@ import difflib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 from cli import ArgumentParser, UserError, atomic_write, run
-
-MARKS = {**dict.fromkeys("。！？!?.", "。"), **dict.fromkeys("，；：,;:", "，"), **dict.fromkeys("、", "、")}
-
-
-def is_character(char: str) -> bool:
-    """Whether it counts as a character of a clause; □ stands for a lost one."""
-    return char.isalnum() or char == "□"
+from poems import Clause, is_character, pattern, read_clauses, read_poems, tune_of
 
 
 @dataclass(frozen=True)
@@ -51,65 +45,6 @@ class Template:
         """The letter of each clause; "" for one that ends with ，."""
         letters = iter(self.scheme)
         return [next(letters) if mark == "。" else "" for _, mark in self.clauses]
-
-
-@dataclass
-class Clause:
-    """A clause of a poem: its characters without 、, its mark ("" if the poem ends without), and where 、 stood."""
-
-    text: str
-    mark: str = ""
-    pauses: list[int] = field(default_factory=list)
-    line_break: bool = False
-
-
-class _Normal(dict):
-    """For str.translate: marks of one kind become one, and what is neither mark, character nor line end goes."""
-
-    def __missing__(self, code: int) -> str | None:
-        char = chr(code)
-        self[code] = MARKS.get(char) or (char if char == "\n" or is_character(char) else None)
-        return self[code]
-
-
-_NORMAL = _Normal()
-
-
-def read_clauses(body: str) -> list[Clause]:
-    """The clauses of the text of a poem; marks of one kind are taken for one another, quotation marks left out."""
-    clauses: list[Clause] = []
-    for raw, mark in re.findall("([^。，]*)([。，]?)", body.translate(_NORMAL)):
-        if raw.startswith("\n") and clauses:
-            clauses[-1].line_break = True
-        parts = raw.replace("\n", "").split("、")
-        text = "".join(parts)
-        if text:
-            pauses = list(accumulate(map(len, parts[:-1])))
-            clauses.append(Clause(text, mark, pauses))
-    return clauses
-
-
-def pattern(clauses: list[Clause]) -> tuple[tuple[int, str], ...]:
-    return tuple((len(clause.text), clause.mark) for clause in clauses)
-
-
-def tune_of(title: str) -> str:
-    """The tune in a title line, with or without +++: "+++清平乐（春）" → "清平乐"."""
-    return re.split(r"[（(]", title.strip().removeprefix("+++"), maxsplit=1)[0].strip()
-
-
-def read_poems(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """(tune, text) of each poem in the lines of a corpus; what stands before the first title is left out."""
-    tune, body = None, []
-    for line in lines:
-        if line.startswith("+++"):
-            if tune:
-                yield tune, "".join(body)
-            tune, body = tune_of(line), []
-        elif tune:
-            body.append(line)
-    if tune:
-        yield tune, "".join(body)
 
 
 @dataclass(frozen=True)
@@ -245,22 +180,28 @@ def _rhymes(clauses: list[Clause], template: Template, classes: dict[str, int]) 
         known = Counter(classes[char] for _, char in members if char in classes)
         of_group = known.most_common(1)[0][0] if known else None
         # A character that the corpus never rhymes is no proof of a fault, nor of a rhyme: it does not fit
-        rhymes[letter] = [(place, char, known and classes.get(char) == of_group) for place, char in members]
-    return {letter: [(place, char, bool(fits)) for place, char, fits in group] for letter, group in rhymes.items()}
+        fits = [char in classes and classes[char] == of_group for _, char in members]
+        rhymes[letter] = [(place, char, fit) for (place, char), fit in zip(members, fits, strict=True)]
+    return rhymes
+
+
+def rhyme_pairs(result: Check, forms: Forms) -> list[bool]:
+    """For each two neighbouring rhymes of a group, different characters: whether they are in one class.
+
+    A character without a class is in none.
+    """
+    pairs = [pair for group in result.rhymes.values() for pair in pairwise(char for _, char, _ in group)]
+    return [a in forms.classes and forms.classes[a] == forms.classes.get(b) for a, b in pairs if a != b]
 
 
 def agreement(poems: Iterable[tuple[str, str]], forms: Forms) -> dict[str, tuple[int, int]]:
-    """{tune: (pairs in one class, pairs)} of neighbouring rhymes, in poems that stand in a form; same characters apart.
-
-    A character without a class counts against the forms.
-    """
+    """{tune: (pairs in one class, pairs)} of neighbouring rhymes, in poems that stand in a form."""
     counts = defaultdict(lambda: (0, 0))
     for tune, body in poems:
         result = check(tune, body, forms)
-        for group in result.rhymes.values() if result.form else ():
-            pairs = [(a, b) for (_, a, _), (_, b, _) in pairwise(group) if a != b]
-            agree = sum(a in forms.classes and forms.classes[a] == forms.classes.get(b) for a, b in pairs)
-            counts[tune] = (counts[tune][0] + agree, counts[tune][1] + len(pairs))
+        if result.form:
+            pairs = rhyme_pairs(result, forms)
+            counts[tune] = (counts[tune][0] + sum(pairs), counts[tune][1] + len(pairs))
     return dict(counts)
 
 

@@ -278,10 +278,8 @@ def generate(
         choices = kept = None
         if any(text.constraint is not None for text in writing):
             allowed = allowed_tokens(writing, logits)
-            choices, kept = (
-                allowed.sum(dim=-1).tolist(),
-                log_probs.masked_fill(~allowed, -math.inf).logsumexp(-1).tolist(),
-            )
+            choices = allowed.sum(dim=-1).tolist()
+            kept = log_probs.masked_fill(~allowed, -math.inf).logsumexp(-1).tolist()
             logits = logits.masked_fill(~allowed, -math.inf)
         uniform = torch.tensor([text.uniform() for text in writing], dtype=torch.double)
         ids = sample_next(logits, uniform, controls, None if seen is None else seen[rows]).to(model.device)

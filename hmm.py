@@ -47,7 +47,8 @@ from inference import (
 from markov import HMM, ImpossibleSequenceError, ModelError, Variables, by_definition, load_model, read_sequences
 from render import FORMATS, Heading, render
 from scans import Blocks, follow
-from walkthrough import Words, kbest_section, walkthrough
+from walkthrough import kbest_section, walkthrough
+from words import Words
 
 __all__ = [  # what a notebook or a test finds here
     "HMM",

@@ -282,9 +282,8 @@ def kbest(model: HMM, obs: Sequence[int], k: int) -> list[Path]:
     for t in range(len(obs) - 1, -1, -1):
         paths[:, t] = order // width
         if t:
-            flat = backs[t - 1][paths[:, t], order % width]
+            order = backs[t - 1][paths[:, t], order % width]
             width = _width(n, k, t - 1)
-            order = flat
     return [Path(path, path_log_probability(model, path, obs)) for path in paths]
 
 

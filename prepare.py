@@ -27,9 +27,9 @@ import numpy as np
 
 import quansongci
 from cli import ArgumentParser, UserError, run
-from forms import read_poems
 from learnforms import learn
 from pickles import check_pickle
+from poems import read_poems
 
 DEFAULT_DATA_ROOT = "data/quansongci"
 BLOCK_BYTES = 1 << 20

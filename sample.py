@@ -22,14 +22,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-
 from cli import ArgumentParser, UserError, number, run
 from constraint import FormRules, FormWriter
-from device import choose_device
-from forms import Forms, check, read_poems
+from device import choose_device, seed_of
+from forms import Forms, check
 from generation import DEFAULT, KEEP, Controls, Text, generate
 from model import GPT, load_model
+from poems import read_poems
 from prepare import DEFAULT_DATA_ROOT, Vocabulary, load_vocabulary
 
 SEPARATOR = "-" * 15
@@ -72,7 +71,7 @@ def canonical_title(start: str, aliases: dict[str, str]) -> str:
 
 def sample_seed(seed: int, index: int, attempt: int = 0) -> int:
     """The seed of an attempt at the sample `index` of a run: the same whatever the batch, unlike that of any other."""
-    return int(np.random.SeedSequence([seed, index, attempt]).generate_state(1, np.uint64)[0] >> 1)
+    return seed_of(seed, index, attempt)
 
 
 def samples(
@@ -182,8 +181,8 @@ def parse_args(args=None):
     group.add_argument("--exact_window", action="store_true", help="past the window, always see a full one; slow")
     group.add_argument("--keep", type=number(float, 0, below=1), default=KEEP, help=KEEP_HELP)
     args = parser.parse_args(args)
-    for other in ("format jsonl", "best_of"):
-        if args.stream and (args.format == "jsonl" if other == "format jsonl" else args.best_of > 1):
+    for other, given in (("format jsonl", args.format == "jsonl"), ("best_of", args.best_of > 1)):
+        if args.stream and given:
             parser.error(f"--stream and --{other} exclude each other")
     args.form = args.form or bool(args.acrostic or args.rhyme)
     return args

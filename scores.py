@@ -5,11 +5,11 @@ A poem is a pair (tune, text). Han characters only are counted where n-grams are
 
 from collections import Counter
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 
-from forms import Check, Forms, check, pattern, read_clauses
+from forms import Check, Forms, check, rhyme_pairs
+from poems import pattern, read_clauses
 
 Poem = tuple[str, str]
 NOVELTY_SIZES = range(3, 8)
@@ -55,12 +55,6 @@ def format_match(body: str, result: Check) -> tuple[float, float]:
     found, due = pattern(read_clauses(body)), result.template.clauses if result.template else ()
     matches = sum(a == b for a, b in zip(found, due, strict=False))
     return matches / max(1, len(found)), matches / max(1, len(due))
-
-
-def rhyme_pairs(result: Check, forms: Forms) -> list[bool]:
-    """For each two neighbouring rhymes of a group, different characters: whether they are in one class."""
-    pairs = [pair for group in result.rhymes.values() for pair in pairwise(char for _, char, _ in group)]
-    return [a in forms.classes and forms.classes[a] == forms.classes.get(b) for a, b in pairs if a != b]
 
 
 def diversity(poems: list[Poem]) -> dict[str, float]:

@@ -22,13 +22,12 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from cli import ArgumentParser, Interrupted, UserError, atomic_write, deferred_signals, number, run
-from device import allow_tf32, check_compiler, choose_device, choose_dtype, keep_large_blocks
+from device import allow_tf32, check_compiler, choose_device, choose_dtype, keep_large_blocks, seed_of
 from loss import IGNORE, TrainingLoss, perplexity
 from model import GPT, PRESETS, GPTConfig, load_checkpoint, save_checkpoint
 from optim import load_state, make_optimizers, schedule
@@ -82,7 +81,8 @@ class Trainer:
         torch.manual_seed(args.seed)
         config = model_config(args, len(self.vocabulary), title if self.by_poem else ())
         self.model = GPT(config).to(self.device)
-        self.loss = self.parallel.wrap(TrainingLoss(self.model, self.dtype, args.compile))
+        self.training_loss = TrainingLoss(self.model, self.dtype, args.compile)
+        self.loss = self.parallel.wrap(self.training_loss)
         # float16 has so small a range that gradients are scaled up, and steps left out when that was too much
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.optimizers = make_optimizers(self.model, args.lr, args.muon_lr, args.weight_decay, args.optimizer)
@@ -134,10 +134,6 @@ class Trainer:
             if self.args.dtype not in ("float32", "bfloat16"):
                 raise ValueError("its dtype is none")
             self.dtype = self.training_loss.dtype = choose_dtype(self.args.dtype, self.device)
-
-    @property
-    def training_loss(self) -> TrainingLoss:
-        return getattr(self.loss, "module", self.loss)
 
     @property
     def result_model(self) -> GPT:
@@ -287,11 +283,6 @@ class Trainer:
 
     def note(self, number: int) -> None:
         self.signal = number
-
-
-def seed_of(*numbers: int) -> int:
-    """A seed for torch from several numbers, different for all of them."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def model_config(args, vocab_size: int, title: tuple[int, ...] = ()) -> GPTConfig:

@@ -7,7 +7,8 @@ from matplotlib.mathtext import MathTextParser
 import hmm
 from hmm import HMM, PHONE_STORE, kbest
 from render import Formulas, Heading, Table, Text, name, plain, render, width
-from walkthrough import WORDS, kbest_section, walkthrough
+from walkthrough import kbest_section, walkthrough
+from words import WORDS
 
 HML = [0, 1, 2]
 AWKWARD = HMM([0.5, 0.5], [[0.6, 0.4], [0.5, 0.5]], [[0.4, 0.6], [1, 0]], ["50% & $_{x}", "a|b\\^~#"], ["*h*", "<b>"])
