@@ -50,7 +50,7 @@ def begin_folder(folder: Path, resume: bool, settings: dict, data_root: Path) ->
     Half-written files, of a run that was killed, are removed in any case.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in RUN_FILES:
+    for name in [*RUN_FILES, "config.json"]:
         for path in folder.glob(f".{glob.escape(name)}.*"):
             path.unlink(missing_ok=True)
     with atomic_write(folder / "config.json", "w") as file:
