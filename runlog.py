@@ -4,10 +4,8 @@ import csv
 import glob
 import hashlib
 import json
-import math
 import platform
 import subprocess
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -93,27 +91,6 @@ def log_line(row: dict) -> str:
         f"perplexity {row['train_perplexity']:7.1f} | val perplexity {row['val_perplexity']:7.1f} | "
         f"norm {row['grad_norm']:.2f} | lr {row['lr']:.2e} | {row['tokens_per_second']:,.0f} tok/s"
     )
-
-
-def check_progress(checkpoint: dict) -> None:
-    """Raises ValueError unless a checkpoint tells of a run that can be: how far it came, and what it logged by then."""
-    iteration, seconds, recent = (checkpoint[name] for name in ("iteration", "seconds", "recent"))
-    if type(iteration) is not int or not 0 < iteration <= 10**9:
-        raise ValueError("its iteration is none")
-    if type(seconds) is not float or not 0 < seconds < math.inf:
-        raise ValueError("its seconds are none")
-    if type(checkpoint["best_loss"]) is not float or math.isnan(checkpoint["best_loss"]):
-        raise ValueError("its best loss is none")
-    if type(recent) is not list or not all(type(loss) is float and math.isfinite(loss) for loss in recent):
-        raise ValueError("its recent losses are none")
-    rows, needed = checkpoint["rows"], set(LOG_FIELDS[:8])
-    if type(rows) is not list or not all(type(row) is dict and needed <= row.keys() <= set(LOG_FIELDS) for row in rows):
-        raise ValueError("its rows are no log")
-    if any(type(value) is not float for row in rows for name, value in row.items() if name != "iter"):
-        raise ValueError("its log has something else than numbers")
-    iters = [0, *(row["iter"] for row in rows), iteration + 1]
-    if not all(type(i) is int for i in iters) or not all(a < b for a, b in pairwise(iters)):
-        raise ValueError("its log is out of order")
 
 
 def write_log(path: Path, rows: list[dict]) -> None:

@@ -30,25 +30,12 @@ from cli import ArgumentParser, Interrupted, UserError, atomic_write, deferred_s
 from device import allow_tf32, check_compiler, choose_device, choose_dtype, keep_large_blocks, seed_of
 from loss import IGNORE, TrainingLoss, perplexity
 from model import GPT, PRESETS, GPTConfig, load_checkpoint, save_checkpoint
-from optim import load_state, make_optimizers, schedule
+from optim import make_optimizers, schedule
 from parallel import Parallel, accumulate, end_together
 from prepare import DEFAULT_DATA_ROOT, load_dataset
-from runlog import (
-    LOG_FIELDS,
-    TensorBoard,
-    begin_folder,
-    check_folder,
-    check_progress,
-    log_line,
-    plot_curves,
-    write_log,
-)
+from resume import resume, save_last
+from runlog import LOG_FIELDS, TensorBoard, begin_folder, check_folder, log_line, plot_curves, write_log
 from windows import Batches, Measures, PoemWindows, Windows, title_ids, use_poem_windows
-
-SAME_ON_RESUME = [  # flags, and fields of the model's configuration
-    *("n_layer", "n_head", "n_embd", "dropout", "no_pos", "no_res", "max_seq_len", "windows", "batchsize", "seed"),
-    *("optimizer", "lr", "muon_lr", "weight_decay", "warmup_iters", "grad_clip", "ema"),
-]
 
 
 class Trainer:
@@ -94,67 +81,10 @@ class Trainer:
         self.recent: list[float] = []  # training losses since the last evaluation
         self.signal = 0  # the signal that asks to stop after this iteration, as this process or another got it
 
-    def resume(self) -> None:
-        """Takes up the state in last.pt. Raises UserError if it is not of the same settings or the same corpus."""
-        path = self.folder / "last.pt"
-        model, vocabulary, checkpoint = load_checkpoint(path, self.device)
-        if vocabulary.chars != self.vocabulary.chars:
-            raise UserError(f"{path} was trained on another vocabulary than that of {self.args.data_root}")
-        try:
-            before = {**checkpoint["args"], **asdict(model.config)}
-            wanted = {**vars(self.args), **asdict(self.model.config)}
-            for name in SAME_ON_RESUME:
-                if type(before[name]) is not type(wanted[name]):
-                    raise ValueError(f"its {name} is none")
-                if before[name] != wanted[name]:
-                    raise UserError(f"--{name} {wanted[name]} contradicts {path}, which has {before[name]}")
-            check_progress(checkpoint)
-            for name in ("iteration", "best_loss", "seconds", "rows", "recent"):
-                setattr(self, name, checkpoint[name])
-            self.load_state(model, checkpoint)
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-            raise UserError(f"{path} cannot be resumed from ({error!r}): start again with --overwrite") from None
-        last = self.rows[-1] if self.rows else {"iter": 0}
-        finished = last["iter"] == self.iteration and {*LOG_FIELDS[-4 if self.by_poem else -2 :]} <= last.keys()
-        if self.args.iters < self.iteration or (self.args.iters == self.iteration and not finished):
-            raise UserError(f"--iters {self.args.iters}: {path} is at iteration {self.iteration} already; give more")
-
-    def load_state(self, model: GPT, checkpoint: dict) -> None:
-        """Puts weights, optimisers and number type back as they were in the checkpoint."""
-        self.model.load_state_dict(model.state_dict())
-        if self.average is not None:
-            self.average.load_state_dict(checkpoint["average"])
-            if not all(value.isfinite().all() for value in self.average.parameters()):
-                raise ValueError("its average is not finite")
-        for optimizer, state in zip(self.optimizers, checkpoint["optimizers"], strict=True):
-            load_state(optimizer, state, self.iteration)
-        self.scaler.load_state_dict(checkpoint["scaler"])
-        if self.auto_dtype:  # the measurement might come out otherwise this time
-            self.args.dtype = checkpoint["args"]["dtype"]
-            if self.args.dtype not in ("float32", "bfloat16"):
-                raise ValueError("its dtype is none")
-            self.dtype = self.training_loss.dtype = choose_dtype(self.args.dtype, self.device)
-
     @property
     def result_model(self) -> GPT:
         """What is measured and kept as best.pt: the moving average of the weights if --ema asks for it."""
         return self.model if self.average is None else self.average.module
-
-    def save_last(self) -> None:
-        save_checkpoint(
-            self.folder / "last.pt",
-            self.model,
-            self.vocabulary,
-            iteration=self.iteration,
-            average=None if self.average is None else self.average.state_dict(),
-            optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
-            scaler=self.scaler.state_dict(),
-            args=vars(self.args),
-            best_loss=self.best_loss,
-            seconds=self.seconds,
-            rows=self.rows,
-            recent=self.recent,
-        )
 
     def step(self) -> tuple[float, float]:
         """One iteration; returns its loss and the norm of its gradient. Raises UserError if the loss is not finite."""
@@ -229,7 +159,7 @@ class Trainer:
             self.best_loss = val_loss
             best = {"iteration": self.iteration, "val_loss": val_loss}
             save_checkpoint(self.folder / "best.pt", self.result_model, self.vocabulary, **best)
-        self.save_last()
+        save_last(self)
         write_log(self.folder / "log.csv", self.rows)
         plot_curves({"": self.rows}, self.folder / "loss&perplexity.jpg")
         return row
@@ -277,7 +207,7 @@ class Trainer:
                     bar.write(log_line(self.evaluate(norm)))
                 if self.signal:
                     if main:
-                        self.save_last()
+                        save_last(self)
                         bar.write(f"stopped at iteration {self.iteration}; go on with --resume", file=sys.stderr)
                     raise Interrupted(self.signal)
 
@@ -361,7 +291,7 @@ def train_in(trainer: Trainer) -> None:
     if main:
         check_folder(trainer.folder, args.resume, args.overwrite)
     if args.resume:
-        trainer.resume()
+        resume(trainer)
     if main:
         begin_folder(trainer.folder, args.resume, {**vars(args), "device": str(trainer.device)}, Path(args.data_root))
         given = {name: value for name, value in vars(args).items() if value is not None and value is not False}

@@ -1,5 +1,6 @@
 """A small corpus of our own making, a data set and a trained model from it, and ways to run the scripts."""
 
+import csv
 import os
 
 # Before torch comes in: small models gain nothing from threads, and lose much when another program takes a core.
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import cli
 import prepare
@@ -146,3 +148,22 @@ def train_tiny(data_root: Path, ckpt_path: Path, *flags) -> Path:
 def ckpt_path(data_root, tmp_path_factory) -> Path:
     """A tiny trained model."""
     return train_tiny(data_root, tmp_path_factory.mktemp("workdirs") / "small")
+
+
+def read_log(folder: Path) -> list[dict]:
+    """The rows of a run's log.csv, as text."""
+    with (folder / "log.csv").open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def weights(folder: Path, name: str = "last.pt") -> dict:
+    return torch.load(folder / name)["model"]
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """The same weights, bit for bit, and the same log but for the speed."""
+    for name in ("best.pt", "last.pt"):
+        one, other = weights(a, name), weights(b, name)
+        assert one.keys() == other.keys() and all(one[key].equal(other[key]) for key in one)
+    for row, other in zip(read_log(a), read_log(b), strict=True):
+        assert {**row, "tokens_per_second": 0} == {**other, "tokens_per_second": 0}

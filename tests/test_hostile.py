@@ -32,6 +32,7 @@ from forms import Forms
 from generation import Text, generate
 from model import load_checkpoint, load_model
 from prepare import Vocabulary
+from resume import resume
 
 ANY_TEXT = st.text(st.characters(), max_size=40)  # surrogates too
 NEAR_TEXT = st.text(st.sampled_from("+\n\r\t \0。，、！.（）()清平乐如梦令东红一丁七□é😀\u2028"), max_size=200)
@@ -214,16 +215,16 @@ def go_on(tuned_root, monkeypatch, tmp_path):
     flags += ["--data_root", str(tuned_root), "--ckpt_path", str(tmp_path)]
     monkeypatch.setattr(train, "plot_curves", lambda runs, path: None)  # most of the time would go here
 
-    def resume():
+    def use():
         trainer = train.Trainer(train.parse_args([*flags, "--iters", "13"]))
-        trainer.resume()
+        resume(trainer)
         _, norm = trainer.step()
         trainer.evaluate(norm)
         return trainer
 
     monkeypatch.setattr(sys, "argv", ["train.py", *flags])
     train.main()
-    return resume
+    return use
 
 
 def test_damaged_states_to_resume_from(go_on, tmp_path):

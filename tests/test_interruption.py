@@ -9,8 +9,7 @@ import sys
 import time
 
 import pytest
-import torch
-from conftest import QUICK, ROOT, TINY, train_tiny
+from conftest import QUICK, ROOT, TINY, assert_same_run, train_tiny
 
 import cli
 import train
@@ -18,18 +17,6 @@ from model import load_checkpoint
 from runlog import read_log
 
 FLAGS = ["--dropout", "0.2", "--iters", "60", "--eval_interval", "10", "--eval_iters", "1"]
-
-
-def assert_same_run(a, b) -> None:
-    """The same weights, bit for bit, and the same log but for the speed."""
-    for name in ("best.pt", "last.pt"):
-        one, other = (load_checkpoint(folder / name)[0].state_dict() for folder in (a, b))
-        assert all(torch.equal(one[key], other[key]) for key in one)
-    assert without_speed(a) == without_speed(b)
-
-
-def without_speed(folder) -> list[dict]:
-    return [{key: row[key] for key in row if key != "tokens_per_second"} for row in read_log(folder / "log.csv")]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,96 @@
+"""last.pt: all that an interrupted run needs to go on as if it had never stopped."""
+
+import math
+from dataclasses import asdict
+from itertools import pairwise
+
+from cli import UserError
+from device import choose_dtype
+from model import GPT, load_checkpoint, save_checkpoint
+from optim import load_state
+from runlog import LOG_FIELDS
+
+SAME_ON_RESUME = [  # flags, and fields of the model's configuration
+    *("n_layer", "n_head", "n_embd", "dropout", "no_pos", "no_res", "max_seq_len", "windows", "batchsize", "seed"),
+    *("optimizer", "lr", "muon_lr", "weight_decay", "warmup_iters", "grad_clip", "ema"),
+]
+PROGRESS = ["iteration", "best_loss", "seconds", "rows", "recent"]  # attributes of train.py's Trainer
+
+
+def save_last(trainer) -> None:
+    """Writes the trainer's state into last.pt. Batches and dropout are functions of the iteration: none is kept."""
+    save_checkpoint(
+        trainer.folder / "last.pt",
+        trainer.model,
+        trainer.vocabulary,
+        average=None if trainer.average is None else trainer.average.state_dict(),
+        optimizers=[optimizer.state_dict() for optimizer in trainer.optimizers],
+        scaler=trainer.scaler.state_dict(),
+        args=vars(trainer.args),
+        **{name: getattr(trainer, name) for name in PROGRESS},
+    )
+
+
+def resume(trainer) -> None:
+    """Takes up the state in last.pt. Raises UserError if it is not of the same settings or the same corpus."""
+    path, args = trainer.folder / "last.pt", trainer.args
+    model, vocabulary, checkpoint = load_checkpoint(path, trainer.device)
+    if vocabulary.chars != trainer.vocabulary.chars:
+        raise UserError(f"{path} was trained on another vocabulary than that of {args.data_root}")
+    try:
+        before = {**checkpoint["args"], **asdict(model.config)}
+        wanted = {**vars(args), **asdict(trainer.model.config)}
+        for name in SAME_ON_RESUME:
+            if type(before[name]) is not type(wanted[name]):
+                raise ValueError(f"it has no valid {name}")
+            if before[name] != wanted[name]:
+                raise UserError(f"--{name} {wanted[name]} contradicts {path}, which has {before[name]}")
+        check_progress(checkpoint)
+        for name in PROGRESS:
+            setattr(trainer, name, checkpoint[name])
+        restore(trainer, model, checkpoint)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be resumed from ({error!r}): start again with --overwrite") from None
+    last = trainer.rows[-1] if trainer.rows else {"iter": 0}
+    whole = {*LOG_FIELDS[-4 if trainer.by_poem else -2 :]}  # measured at the end of a run
+    finished = last["iter"] == trainer.iteration and whole <= last.keys()
+    if args.iters < trainer.iteration or (args.iters == trainer.iteration and not finished):
+        raise UserError(f"--iters {args.iters}: {path} is at iteration {trainer.iteration} already; give more")
+
+
+def restore(trainer, model: GPT, checkpoint: dict) -> None:
+    """Puts weights, optimisers and number type back as they were in the checkpoint."""
+    trainer.model.load_state_dict(model.state_dict())
+    if trainer.average is not None:
+        trainer.average.load_state_dict(checkpoint["average"])
+        if not all(value.isfinite().all() for value in trainer.average.parameters()):
+            raise ValueError("its average is not finite")
+    for optimizer, state in zip(trainer.optimizers, checkpoint["optimizers"], strict=True):
+        load_state(optimizer, state, trainer.iteration)
+    trainer.scaler.load_state_dict(checkpoint["scaler"])
+    if trainer.auto_dtype:  # the measurement might come out otherwise this time
+        trainer.args.dtype = checkpoint["args"]["dtype"]
+        if trainer.args.dtype not in ("float32", "bfloat16"):
+            raise ValueError("it has no valid dtype")
+        trainer.dtype = trainer.training_loss.dtype = choose_dtype(trainer.args.dtype, trainer.device)
+
+
+def check_progress(checkpoint: dict) -> None:
+    """Raises ValueError unless a checkpoint tells of a run that can be: how far it came, and what it logged by then."""
+    iteration, seconds, recent = (checkpoint[name] for name in ("iteration", "seconds", "recent"))
+    if type(iteration) is not int or not 0 < iteration <= 10**9:
+        raise ValueError("it has no valid iteration")
+    if type(seconds) is not float or not 0 < seconds < math.inf:
+        raise ValueError("it has no valid seconds")
+    if type(checkpoint["best_loss"]) is not float or math.isnan(checkpoint["best_loss"]):
+        raise ValueError("it has no valid best loss")
+    if type(recent) is not list or not all(type(loss) is float and math.isfinite(loss) for loss in recent):
+        raise ValueError("it has no valid recent losses")
+    rows, needed = checkpoint["rows"], set(LOG_FIELDS[:8])
+    if type(rows) is not list or not all(type(row) is dict and needed <= row.keys() <= set(LOG_FIELDS) for row in rows):
+        raise ValueError("its rows are not a log")
+    if any(type(value) is not float for row in rows for name, value in row.items() if name != "iter"):
+        raise ValueError("its log holds something other than numbers")
+    iters = [0, *(row["iter"] for row in rows), iteration + 1]
+    if not all(type(i) is int for i in iters) or not all(a < b for a, b in pairwise(iters)):
+        raise ValueError("its log is out of order")
