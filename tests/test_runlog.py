@@ -69,7 +69,7 @@ def curves(folder) -> dict[str, dict[int, float]]:
 def test_tensorboard_reads_every_row_of_the_log_of_a_run_that_went_on(data_root, tmp_path):
     folder = train_tiny(data_root, tmp_path / "run", "--tensorboard")
     lost = runlog.TensorBoard(folder)
-    lost.add({"iter": 14, "train_loss": 99.0})  # of a run that was killed before it wrote this row elsewhere
+    lost.add({"iter": 15, "train_loss": 99.0})  # of a run that was killed before it saved anything after 12
     train_tiny(data_root, folder, "--tensorboard", "--resume", "--iters", "20", "--eval_interval", "2")
     found, rows = curves(folder), read_log(folder / "log.csv")
     assert [row["iter"] for row in rows] == [4, 8, 12, 14, 16, 18, 20]
