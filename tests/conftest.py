@@ -100,6 +100,24 @@ def assert_user_error(call):
     return check
 
 
+@pytest.fixture
+def no_fsync(monkeypatch):
+    """Saves time: whether a file outlives a power failure is asked elsewhere."""
+    monkeypatch.setattr(os, "fsync", lambda file: None)
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes content, text or bytes, into a file of this name: file(name, content) → its path."""
+
+    def write(name, content):
+        content = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+        (tmp_path / name).write_bytes(content)
+        return tmp_path / name
+
+    return write
+
+
 def run_script(name: str, *args, cwd: Path = ROOT, **env) -> subprocess.CompletedProcess:
     """Runs a script as a user does, in a process of its own."""
     command = [sys.executable, str(ROOT / name), *map(str, args)]

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import multiprocessing
 import os
 import random
@@ -13,7 +14,9 @@ import zipfile
 from collections import Counter
 from pathlib import Path
 
+import hypothesis.strategies as st
 import torch
+from conftest import tuned_text
 from hypothesis import HealthCheck, settings
 
 import cli
@@ -21,6 +24,19 @@ import cli
 CASES: Counter = Counter()  # by kind of file
 SECONDS = 20  # for a case: it takes milliseconds, on a busy machine tenths of a second
 MEGABYTES = 200  # that a hostile file may cost, beside what the interpreter has
+
+ANY_TEXT = st.text(st.characters(), max_size=40)  # surrogates too
+NEAR_TEXT = st.text(st.sampled_from("+\n\r\t \0。，、！.（）()清平乐如梦令东红一丁七□é😀\u2028"), max_size=200)
+POEMS = st.lists(st.one_of(NEAR_TEXT, st.sampled_from(tuned_text(20).split("\n\n")))).map("\n\n".join)
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(st.text(max_size=5), inner, max_size=4)),
+    max_leaves=10,
+).map(json.dumps)
+
+LOST = object()  # in place of a value: its key or index is taken out
+HOSTILE = [None, True, -1, 0, 1, 2**31, 2**70, 10**400, 0.5, -1.0, 1e308, float("nan"), float("inf"), "", "x", "\ud800"]
+HOSTILE += [[], [[]], {}, {"x": 1}, LOST, "9" * 50, ["a"], "＋１"]
 
 
 class TooLong(BaseException):
@@ -108,7 +124,7 @@ def leaves(value, path=()) -> list[tuple]:
 
 
 def replaced(value, path: tuple, new):
-    """A copy of a nested value with `new` at the place; LOST: nothing there."""
+    """A copy of a nested value with `new` at the place."""
     if not path:
         return new
     copy = value.copy()
@@ -119,7 +135,16 @@ def replaced(value, path: tuple, new):
     return copy
 
 
-LOST = object()
+def hostile_values(value, seed: int, count: int):
+    """`count` copies of a nested value, each with a hostile value at a random place, or at two."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        changed = value
+        for _ in range(rng.choice([1, 1, 2])):
+            changed = replaced(changed, rng.choice(leaves(changed)), rng.choice(HOSTILE))
+            if not isinstance(changed, (dict, list)):
+                break
+        yield None if changed is LOST else changed
 
 
 def in_child(function, *args, user: int | None = None, file_size: int | None = None) -> tuple[int, str, int]:

@@ -5,8 +5,7 @@ import random
 
 import pytest
 from conftest import ROOT
-from hostile import damaged
-from test_hostile import HOSTILE, LOST, leaves, replaced
+from hostile import HOSTILE, LOST, damaged, leaves, replaced
 
 import hmm
 from cli import UserError
