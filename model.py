@@ -269,20 +269,20 @@ def _checked_config(fields: dict) -> GPTConfig:
     config = GPTConfig(**{**fields, "title": tuple(fields["title"])})
     sizes = (config.vocab_size, config.max_seq_len, config.n_layer, config.n_head, config.n_embd)
     if not all(type(size) is int and 1 <= size <= MAX_SIZE for size in sizes):
-        raise ValueError("its sizes are none")
+        raise ValueError("its sizes are not valid")
     if type(config.dropout) not in (int, float) or not 0 <= config.dropout < 1:
-        raise ValueError("its dropout is none")
+        raise ValueError("its dropout is not valid")
     if type(config.no_pos) is not bool or type(config.no_res) is not bool:
         raise ValueError("no_pos and no_res are yes or no")
     if config.title and not (
         len(config.title) == 4 and all(type(token) is int and 0 <= token < config.vocab_size for token in config.title)
     ):
-        raise ValueError("its title mark is none")
+        raise ValueError("its title mark is not valid")
     return config
 
 
 def _check_weights(weights: dict[str, Tensor], size: int) -> None:
-    """Raises ValueError for weights that a file of so many bytes cannot hold, and for such as are no numbers."""
+    """Raises ValueError for weights that a file of so many bytes cannot hold, and for infinite ones or NaN."""
     stored = {}  # by address: the head has the embedding's; one number may be shown as a matrix of any size
     for weight in weights.values():
         if type(weight) is not Tensor or weight.dtype != torch.float32 or not weight.is_contiguous():

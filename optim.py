@@ -99,7 +99,7 @@ def load_state(optimizer: torch.optim.Optimizer, saved: dict, iteration: int) ->
                 raise ValueError("its optimiser's state has another shape")
             if not value.isfinite().all() or (name != "momentum" and name != "exp_avg" and value.min() < 0):
                 raise ValueError("its optimiser's state is not a number that can be")
-        if "step" in names and state[i]["step"].item() != min(iteration, 1 << 24):  # where float32 stops to count
+        if "step" in names and state[i]["step"].item() != min(iteration, 1 << 24):  # where float32 stops counting
             raise ValueError("its optimiser has made another number of steps")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 

@@ -33,9 +33,7 @@ from poems import read_poems
 
 DEFAULT_DATA_ROOT = "data/quansongci"
 BLOCK_BYTES = 1 << 20
-MAX_FORM_CHARACTERS = (
-    4 * 10**6
-)  # of the training split that forms are learned from: twice 全宋词 and more, a second or two
+MAX_FORM_CHARACTERS = 4 * 10**6  # of the training split, for learning forms: twice 全宋词, some two seconds
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ class Vocabulary:
             itos = meta["itos"]
             chars = [itos[i] for i in range(len(itos))]
             if not all(type(char) is str and len(char) == 1 for char in chars):
-                raise ValueError("itos has something that is no character")
+                raise ValueError("itos has something that is not a character")
             vocabulary = cls("".join(chars), meta.get("aliases", {}))
             stoi = {char: i for i, char in enumerate(vocabulary.chars)}
             if not (len(vocabulary) == len(itos) == meta["vocab_size"] and len(itos) > 0 and stoi == meta["stoi"]):
