@@ -78,7 +78,10 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    pass
+    def _get_help_string(self, action):
+        """Without "(default: None)", and without "(default: False)" at a switch."""
+        plain = action.default is None or action.default is False
+        return action.help if plain else super()._get_help_string(action)
 
 
 def number(kind: type, minimum: float, maximum: float = math.inf, *, below: float = math.inf) -> Callable[[str], float]:

@@ -222,6 +222,10 @@ def model_config(args, vocab_size: int, title: tuple[int, ...] = ()) -> GPTConfi
     return GPTConfig(vocab_size, args.max_seq_len, **sizes, no_pos=args.no_pos, no_res=args.no_res, title=title)
 
 
+MODEL_HELP = "sizes, which the next four flags override: " + "; ".join(
+    f"{name}: {p['n_layer']} layers, {p['n_head']} heads, {p['n_embd']} channels, dropout {p['dropout']}"
+    for name, p in PRESETS.items()
+)
 WINDOWS_HELP = "where samples begin: at title lines (poem), anywhere (stream); auto: poem if the text has +++ titles"
 OPTIMIZER_HELP = "muon: Muon for the layers' matrices, AdamW for the rest; adamw: AdamW for all (then use --lr 0.003)"
 EMA_HELP = "measure and keep a moving average of the weights that forgets 1-EMA of itself at each iteration; 0: none"
@@ -240,7 +244,7 @@ def parse_args(args=None):
     parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=1, help="of weights, windows and dropout")
 
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="mini", choices=PRESETS, help="sizes by name, the next four override them")
+    group.add_argument("--model", default="mini", choices=PRESETS, help=MODEL_HELP)
     group.add_argument("--n_layer", type=size, help="number of transformer layers")
     group.add_argument("--n_head", type=size, help="number of attention heads h in a layer")
     group.add_argument("--n_embd", type=size, help="feature channels C, a multiple of the heads")

@@ -47,8 +47,13 @@ def test_number_refuses_what_is_out_of_range(text):
         cli.number(float, 0, below=1)(text)
 
 
-def test_help_shows_the_defaults():
-    assert "(default: here)" in make_parser().format_help()
+def test_help_shows_the_defaults_that_say_something():
+    parser = make_parser()
+    parser.add_argument("--zero", type=float, default=0.0, help="a number")
+    parser.add_argument("--none", help="nothing unless given")
+    text = parser.format_help()
+    assert "(default: here)" in text and "(default: 0.0)" in text
+    assert "default: None" not in text and "default: False" not in text
 
 
 def test_a_bug_keeps_its_traceback():
