@@ -5,8 +5,8 @@ import random
 
 import pytest
 from conftest import ROOT
-from hostile import damaged
-from test_hostile import HOSTILE, LOST, leaves, replaced
+from hostile import LOST, damaged, leaves, replaced
+from test_hostile import HOSTILE
 
 import hmm
 from cli import UserError

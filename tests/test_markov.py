@@ -3,8 +3,9 @@ from fractions import Fraction as F
 
 import numpy as np
 import pytest
+from conftest import ROOT
+from hmm_problems import GOOD, HML, enumerate_paths, small_problems
 from hypothesis import given, settings
-from test_hmm import enumerate_paths, small_problems
 
 import hmm
 from hmm import HMM, PHONE_STORE, ModelError, load_model
@@ -58,9 +59,57 @@ def test_fractions_stay_exact():
     assert HMM([third, 1 - third], np.eye(2), np.eye(2)).exact[0] == [third, 1 - third]
 
 
-# Files.
+# Bad models.
 
-GOOD = {"startprob": [0.5, 0.5], "transmat": [[0.6, 0.4], [0.5, 0.5]], "emissionprob": [[0.4, 0.6], [0.2, 0.8]]}
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"startprob": [0.5, 0.6]}, "startprob sums to 1.1"),
+        ({"transmat": [[0.6, 0.4], [0.5, 0.500002]]}, "transmat row 2 sums to 1.000002"),
+        ({"emissionprob": [[0.4, 0.6], [1.2, -0.2]]}, "emissionprob row 2, entry 2 is -0.2.*row sum 1"),
+        ({"transmat": [[float("nan"), 0.4], [0.5, 0.5]]}, "transmat row 1, entry 1 is nan"),
+        ({"transmat": [[float("inf"), 0.4], [0.5, 0.5]]}, "transmat row 1 sums to inf"),
+        ({"transmat": [[0.2, 0.3, 0.5]] * 2}, r"transmat has shape \(2, 3\), not \(2, 2\)"),
+        ({"emissionprob": [[0.4, 0.6]] * 3}, r"emissionprob has shape \(3, 2\), not \(2, 2\)"),
+        ({"startprob": [[0.5, 0.5]]}, r"startprob has shape \(1, 2\)"),
+        ({"startprob": []}, "startprob has shape"),
+        ({"emissionprob": [[], []]}, "emissionprob has shape"),
+        ({"transmat": [[1.0], [0.5, 0.5]]}, "transmat is not a table of numbers"),
+        ({"transmat": [["a", "b"], [0.5, 0.5]]}, "transmat is not a table of numbers"),
+        ({"states": ["a", "a"]}, "states must be 2 different names"),
+        ({"symbols": ["H", "M", "L"]}, "symbols must be 2 different names"),
+    ],
+)
+def test_bad_model_is_named(change, message):
+    with pytest.raises(ModelError, match=message):
+        HMM(**{**GOOD, **change})
+
+
+def test_rows_may_miss_one_by_rounding():
+    HMM(**{**GOOD, "startprob": [0.5, 0.5000009]})
+
+
+def test_model_cannot_be_changed_afterwards():
+    mine = np.array([0.5, 0.5])
+    model = HMM(**{**GOOD, "startprob": mine})
+    mine[0] = 7
+    assert model.startprob.tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError):
+        model.transmat[0, 0] = 7
+
+
+def test_exercise_in_data_is_the_exercise():
+    model = load_model(ROOT / "data/hmm/phone_store.json")
+    for field in "startprob", "transmat", "emissionprob", "states", "symbols":
+        assert np.array_equal(getattr(model, field), getattr(PHONE_STORE, field))
+
+
+def test_encode_gives_indices_of_symbols():
+    assert PHONE_STORE.encode("HML").tolist() == HML
+
+
+# Files.
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from hmm_problems import random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,11 +29,6 @@ def step_by_step(model, obs):
     alpha, beta = np.array(alpha), np.array(beta)
     total = np.logaddexp.reduce(alpha[-1])
     return alpha, beta, total, np.exp(alpha + beta - total) if total > -np.inf else None
-
-
-def random_model(rng, n, m, concentration=1.0):
-    rows = [rng.dirichlet(np.full(size, concentration), size=n) for size in (n, m)]
-    return HMM(rng.dirichlet(np.full(n, concentration)), *rows)
 
 
 def sticky(n, m, stay):

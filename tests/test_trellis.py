@@ -1,13 +1,12 @@
 import numpy as np
 import pytest
+from hmm_problems import HML
 from matplotlib.image import imread
 
 import hmm
 import trellis
 from hmm import HMM, PHONE_STORE, ImpossibleSequenceError
 from trellis import plot
-
-HML = [0, 1, 2]
 
 
 def drawn(show="delta", model=PHONE_STORE, obs=HML, fonts=("DejaVu Sans",)):

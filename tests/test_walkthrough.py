@@ -2,6 +2,7 @@ import re
 
 import numpy as np
 import pytest
+from hmm_problems import HML
 from matplotlib.mathtext import MathTextParser
 
 import hmm
@@ -10,7 +11,6 @@ from render import Formulas, Heading, Table, Text, name, plain, render, width
 from walkthrough import kbest_section, walkthrough
 from words import WORDS
 
-HML = [0, 1, 2]
 AWKWARD = HMM([0.5, 0.5], [[0.6, 0.4], [0.5, 0.5]], [[0.4, 0.6], [1, 0]], ["50% & $_{x}", "a|b\\^~#"], ["*h*", "<b>"])
 
 
