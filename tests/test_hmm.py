@@ -29,7 +29,7 @@ def test_exercise_is_worked_through_in_chinese(call):
         "= 0.0096 = 6/625, ψ₃(2) = 1",
         "3 L 0.00576 0.0096* S₁ S₁ S₂",
         "q*₂ = ψ₃(2) = 1",
-        "观测到 H, M, L 的概率是 0.03541。最可能的状态序列是 畅销，畅销，滞销，概率 0.0096，占 P(O) 的 27.1%。",
+        "观测序列 H, M, L 的概率为 0.03541。最可能的状态序列是 畅销、畅销、滞销，其概率为 0.0096，占 P(O) 的 27.1%。",
     ]:
         assert line in shown, line
 
@@ -38,14 +38,14 @@ def test_answer_is_given_in_english(call):
     _, out, _ = call(hmm, "--lang", "en")
     assert out.endswith(
         "The probability of H, M, L is 0.03541. The most probable state sequence is 畅销, 畅销, 滞销, "
-        "of probability 0.0096, which is 27.1% of P(O).\n"
+        "with probability 0.0096, which is 27.1% of P(O).\n"
     )
 
 
 def test_command_runs_in_a_process_of_its_own():
     done = run_script("hmm.py", "--obs", "L", "--lang", "en", PYTHONIOENCODING="utf-8")
     assert done.returncode == 0 and done.stderr == ""
-    assert "is 滞销, of probability 0.25" in done.stdout
+    assert "is 滞销, with probability 0.25" in done.stdout
 
 
 def test_command_takes_fullwidth_commas_and_blanks(call):
@@ -55,7 +55,7 @@ def test_command_takes_fullwidth_commas_and_blanks(call):
 def test_command_shows_probabilities_below_the_range_of_floats(call):
     _, out, _ = call(hmm, "--obs", ",".join("HML" * 500))
     assert "P(O | λ) = Σᵢ α_T(i) = 3.60706·10⁻⁷²¹" in out and "nan" not in out and "inf" not in out
-    assert "（共 1500 行，只显示开头和末尾；--format json 给出全部）" in out
+    assert "（共 1500 行，此处只显示开头和末尾；完整结果见 --format json）" in out
 
 
 @pytest.mark.parametrize("length", [1, 300])
