@@ -93,7 +93,7 @@ def test_large_and_awkward_models_are_drawn(tmp_path, recwarn):
 def test_too_much_and_impossible_are_said(assert_user_error, tmp_path):
     with pytest.raises(ImpossibleSequenceError, match=r"P\(O\) = 0"):
         plot(HMM([1, 0], np.eye(2), np.eye(2)), [0, 1], tmp_path / "a.png")
-    assert_user_error(hmm, "--plot", tmp_path / "no" / "a.png", words=["No such file", "no"])
+    assert_user_error(hmm, "--plot", tmp_path / "no" / "a.png", words=["--plot", "there is no folder", tmp_path / "no"])
     (tmp_path / "obs").write_text("H\nM\n")
     assert_user_error(hmm, "--plot", tmp_path / "a.png", "--obs", tmp_path / "obs", words=["draws one sequence", "2"])
     assert [path.name for path in tmp_path.iterdir()] == ["obs"]

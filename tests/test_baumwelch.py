@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 
 import numpy as np
 import pytest
@@ -76,6 +77,17 @@ def test_fit_says_which_sequence_is_impossible(assert_user_error, tmp_path):
     assert_user_error(
         hmm, "--model", one_way(tmp_path), "--obs", obs, "--fit", words=["sequence 2", "P(O) = 0", "first 3"]
     )
+
+
+def test_model_that_cannot_be_saved_is_said_before_learning(call, tmp_path):
+    for path, message in (tmp_path, "it is a folder"), (tmp_path / "no" / "x.json", "there is no folder"):
+        status, out, err = call(hmm, "--fit", "--out", path)
+        assert status == 2 and out == "" and err.count("\n") == 1 and f"--out {path}: {message}" in err
+
+
+def test_folder_without_permission_is_said_before_learning(assert_user_error, monkeypatch, tmp_path):
+    monkeypatch.setattr("os.access", lambda path, mode: not (path == tmp_path and mode == os.W_OK))
+    assert_user_error(hmm, "--fit", "--out", tmp_path / "x.json", words=["--out", "no permission to write", tmp_path])
 
 
 # Samples.
