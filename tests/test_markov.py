@@ -1,5 +1,6 @@
 import json
 from fractions import Fraction as F
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,7 +176,7 @@ def test_bad_file_is_one_line_that_names_it(assert_user_error, write, content, w
     assert_user_error(hmm, "--model", path, "--obs", "v1", words=[path, *words])
 
 
-def test_file_that_is_no_text(assert_user_error, tmp_path):
+def test_file_that_is_not_text_gets_one_line(assert_user_error, tmp_path):
     path = tmp_path / "model.json"
     path.write_bytes(b"\xff\xfe\x00")
     assert_user_error(hmm, "--model", path, "--obs", "v1", words=["is not a JSON file"])
@@ -203,6 +204,16 @@ def test_sequences_from_a_file(write):
 def test_bad_file_of_sequences_is_named_with_its_line(assert_user_error, write, content, words):
     path = write(content, "obs.txt")
     assert_user_error(hmm, "--obs", path, words=[path, *words])
+
+
+def test_unreadable_file_of_sequences_is_named_once(assert_user_error, write, monkeypatch):
+    path = write("H,M", "obs.txt")
+
+    def refuse(self, **kwargs):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert assert_user_error(hmm, "--obs", path) == f"hmm.py: error: cannot read {path}: Permission denied\n"
 
 
 def test_text_is_taken_for_symbols_if_there_is_no_such_file():
