@@ -250,7 +250,7 @@ def explain(model: HMM, sequences: list, args) -> None:
         document += [Heading(say("sequence", i=i, n=len(sequences)))] if len(sequences) > 1 else []
         document += walkthrough(model, obs, args.lang)
         if args.kbest:
-            document += kbest_section(model, obs, kbest(model, obs, args.kbest), args.kbest, args.lang)
+            document += kbest_section(model, kbest(model, obs, args.kbest), args.kbest, args.lang)
     print(render(document, args.format))
 
 

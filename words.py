@@ -26,6 +26,7 @@ WORDS = {
         "（共 {n} 行，此处只显示开头和末尾；完整结果见 --format json）",
         "({n} rows, of which only the first and last are shown; --format json prints them all)",
     ),
+    "wide matrix": ("（共 {n} 列，此处不显示）", "({n} columns, not shown here)"),
     "wide": (
         "（共 {n} 列，此处不显示；完整结果见 --format json）",
         "({n} columns, not shown here; --format json prints them)",

@@ -53,6 +53,14 @@ def test_tables_too_wide_are_left_out(n):
     assert "The answer" in text
 
 
+def test_formula_of_a_matrix_too_wide_is_a_formula_in_every_format():
+    model = HMM(np.full(20, 1 / 20), np.full((20, 20), 1 / 20), np.full((20, 2), 0.5))
+    document = walkthrough(model, [0, 1], "en")
+    assert r"- $A: a_{ij} = P(q_{t+1} = S_j \mid q_t = S_i)$" in render(document, "markdown").splitlines()
+    assert r"A: a_{ij} &= P(q_{t+1} = S_j \mid q_t = S_i)" in render(document, "latex").splitlines()
+    assert "  A: aᵢⱼ = P(qₜ₊₁ = Sⱼ | qₜ = Sᵢ)" in render(document, "text").splitlines()
+
+
 def test_small_and_large_agree(monkeypatch):
     def numbers(document):
         rows = [row for block in document if isinstance(block, Table) for row in block.rows]
@@ -133,6 +141,6 @@ def test_plain_formulas(formula, text):
 
 def test_kbest_section_says_when_there_are_fewer():
     paths = kbest(PHONE_STORE, HML, 10)
-    heading, table, note = kbest_section(PHONE_STORE, HML, paths, 10, "zh")
+    heading, table, note = kbest_section(PHONE_STORE, paths, 10, "zh")
     assert heading.text == "概率最大的 8 条路径" and len(table.rows) == 8 and isinstance(note, Text)
-    assert len(kbest_section(PHONE_STORE, HML, paths[:3], 3, "zh")) == 2
+    assert len(kbest_section(PHONE_STORE, paths[:3], 3, "zh")) == 2
