@@ -18,7 +18,8 @@ last state has the lowest number is chosen; among these, the one with the lowest
 JSON output is one object per sequence, each on its own line, with times, states and symbols counted from 0. A
 probability below the range of floats (about 1e-308) is null, and so is ln 0: log_alpha, log_beta and log_delta hold the
 logarithms, and where they are null the probability is 0. If P(O) = 0, then gamma, xi, delta, psi and the path are null,
-and "note" says why.
+and "note" says why. With --sample the object has states and observations; with --fit it has log_likelihood, a list of
+all steps, and model.
 
 The code: markov.py (the model, and all variables by definition), inference.py (sequences of any length), scans.py and
 semirings.py (what makes that fast), baumwelch.py (learning, sampling), walkthrough.py, words.py and render.py (the
@@ -133,7 +134,7 @@ def _put_exact(result: dict, variables: Variables) -> None:
     result["exact"] = {}
     for name in ("likelihood", "alpha", "beta", "gamma", "xi", "delta"):
         values = getattr(variables, name)
-        if result[name] is not None:  # as δ, γ and ξ of an impossible sequence are
+        if result[name] is not None:  # δ, γ and ξ of an impossible sequence are
             result["exact"][name] = each(str, values)
             result[name] = each(lambda x: None if x and not float(x) else float(x), values)
     if result["viterbi"]["path"]:
@@ -249,7 +250,7 @@ def explain(model: HMM, sequences: list, args) -> None:
     for i, obs in enumerate(sequences, start=1):
         document += [Heading(say("sequence", i=i, n=len(sequences)))] if len(sequences) > 1 else []
         document += walkthrough(model, obs, args.lang)
-        if args.kbest:
+        if args.kbest and score(model, obs) > -math.inf:
             document += kbest_section(model, kbest(model, obs, args.kbest), args.kbest, args.lang)
     print(render(document, args.format))
 

@@ -121,9 +121,11 @@ def only_ours(args) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--states", type=int, nargs="+", default=[2, 8, 32])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[10**3, 10**4, 10**5, 10**6])
-    parser.add_argument("--kind", choices=["random", "sticky"], default="random")
+    parser.add_argument("--states", type=int, nargs="+", default=[2, 8, 32], metavar="N", help="numbers of states")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[10**3, 10**4, 10**5, 10**6], metavar="T", help="of the sequences"
+    )
+    parser.add_argument("--kind", choices=["random", "sticky"], default="random", help="of models")
     parser.add_argument("--part", choices=["table", "memory"], default="table", help=argparse.SUPPRESS)
     args = parser.parse_args()
     {"table": table, "memory": only_ours}[args.part](args)

@@ -60,8 +60,10 @@ def test_command_shows_probabilities_below_the_range_of_floats(call):
 
 @pytest.mark.parametrize("length", [1, 300])
 def test_impossible_sequence_is_said_as_such(call, tmp_path, length):
-    status, out, err = call(hmm, "--model", one_way(tmp_path), "--obs", "x," * length + "y,x", "--lang", "en")
+    args = ["--model", one_way(tmp_path), "--obs", "x," * length + "y,x", "--lang", "en"]
+    status, out, err = call(hmm, *args)
     assert status == 0 and err == "" and "nan" not in out
+    assert call(hmm, *args, "--kbest", 2) == (status, out, err)
     assert f"P(O) = 0: no state sequence emits the first {length + 2} observation(s)" in out
 
 
