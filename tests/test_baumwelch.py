@@ -71,6 +71,13 @@ def test_fit_prints_every_step_and_saves_the_model(call, tmp_path):
     assert other["log_likelihood"][0] != again["log_likelihood"][0]
 
 
+def test_fit_stops_at_the_tolerance(call):
+    steps = {tolerance: json_of(call, "--fit", "--tolerance", tolerance)[0]["log_likelihood"] for tolerance in (0, 0.1)}
+    gains = np.diff(steps[0.1])
+    assert (gains[:-1] >= 0.1).all() and gains[-1] < 0.1
+    assert steps[0.1] == steps[0][: len(steps[0.1])] and len(steps[0]) > len(steps[0.1])
+
+
 def test_fit_says_which_sequence_is_impossible(assert_user_error, tmp_path):
     obs = tmp_path / "obs.txt"
     obs.write_text("x,y\nx,y,x\n")

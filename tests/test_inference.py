@@ -18,6 +18,7 @@ from hmm import (
     ModelError,
     backward,
     best_path,
+    expected_counts,
     forward,
     kbest,
     load_model,
@@ -179,6 +180,16 @@ def test_impossible_sequence_is_said_where_it_ends():
     assert not np.isnan(backward(model, [0, 0, 1, 0]).log).any()
     with pytest.raises(ImpossibleSequenceError, match="first 3 observation"):
         posterior(model, [0, 0, 1, 0])
+
+
+def test_expected_counts_are_sums_of_the_posteriors():
+    rng = np.random.default_rng(4)
+    model, obs = random_model(rng, 32, 3), rng.integers(0, 3, 6000)  # T·N² is more than is summed at a time
+    counts, gamma = expected_counts(model, obs), posterior(model, obs)
+    np.testing.assert_allclose(counts.start, gamma[0], rtol=1e-9)
+    np.testing.assert_allclose(counts.transitions, pair_posterior(model, obs).sum(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(counts.emissions.T, [gamma[obs == k].sum(axis=0) for k in range(3)], rtol=1e-9)
+    assert counts.log_likelihood == pytest.approx(score(model, obs), rel=1e-12)
 
 
 # Bad observations.

@@ -6,6 +6,7 @@ from matplotlib.image import imread
 import fonts
 import hmm
 import trellis
+from cli import UserError
 from hmm import HMM, PHONE_STORE, ImpossibleSequenceError
 from trellis import plot
 
@@ -92,7 +93,14 @@ def test_large_and_awkward_models_are_drawn(tmp_path, recwarn):
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
 
 
-def test_too_much_and_impossible_are_said(assert_user_error, tmp_path):
+@pytest.mark.parametrize(("length", "n"), [(25, 1), (1, 11)])
+def test_too_many_times_or_states_are_refused(tmp_path, length, n):
+    model = HMM(np.full(n, 1 / n), np.full((n, n), 1 / n), np.ones((n, 1)))
+    with pytest.raises(UserError, match="up to 24 observations and 10 states"):
+        plot(model, [0] * length, tmp_path / "a.png")
+
+
+def test_what_cannot_be_drawn_leaves_no_file(assert_user_error, tmp_path):
     with pytest.raises(ImpossibleSequenceError, match=r"P\(O\) = 0"):
         plot(HMM([1, 0], np.eye(2), np.eye(2)), [0, 1], tmp_path / "a.png")
     assert_user_error(hmm, "--plot", tmp_path / "no" / "a.png", words=["--plot", "there is no folder", tmp_path / "no"])
