@@ -178,7 +178,9 @@ def parse_args():
     )
     parser.add_argument("--lang", choices=["zh", "en"], default="zh", help="language of the explanation")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the trellis (.png, .pdf, .svg) of one sequence")
-    parser.add_argument("--plot_nodes", choices=trellis.SHOWN, default="delta", help="what the trellis' nodes show")
+    parser.add_argument(
+        "--plot_nodes", choices=trellis.SHOWN, default="delta", help="what the nodes of the trellis show"
+    )
     parser.add_argument("--brief", action="store_true", help="JSON without alpha, beta, gamma, xi, delta, psi")
     parser.add_argument("--kbest", type=number(int, 1), metavar="K", help="also the K most probable paths")
     parser.add_argument("--fit", action="store_true", help="learn from the sequences by Baum–Welch, print the model")
@@ -202,7 +204,7 @@ def parse_args():
         if given and ignored:
             parser.error(f"{task} and {flag} are two things: run one after the other")
     if args.model and not args.obs and not args.sample:
-        parser.error("--model needs observations: --obs H,M,L or --obs FILE")
+        parser.error("--model needs observations: --obs a,b,b or --obs FILE")
     if args.seed is not None and not args.fit and not args.sample:
         parser.error("--seed belongs to --sample, or to --fit")
     if args.out and not args.fit:

@@ -255,7 +255,8 @@ def read_sequences(model: HMM, given: str) -> list[np.ndarray]:
             return [model.encode(_split(given))]
         except ModelError as error:
             hint = "" if "," in given else ", and there is no file of that name"
-            raise ModelError(f"--obs {given[:60]!r}: {error}{hint}; give something like --obs H,M,L") from None
+            example = ",".join(model.symbols[:3])
+            raise ModelError(f"--obs {given[:60]!r}: {error}{hint}; give something like --obs {example}") from None
     try:
         lines = Path(given).read_text(encoding="utf-8-sig").rstrip().splitlines() or [""]
     except OSError as error:

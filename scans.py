@@ -1,4 +1,4 @@
-"""Forward, backward and Viterbi over long sequences: blocks of the sequence side by side, not one Python step a symbol.
+"""Forward, backward and Viterbi over long sequences: blocks of the sequence side by side, in about √T steps of Python.
 
 A recursion such as α_{t+1} = (α_t A) ∘ b(o_{t+1}) seems to need one step after the other. Here the T-1 steps are cut
 into K blocks of L, and all blocks take their l-th step together, as the columns of one numpy array: L steps of Python

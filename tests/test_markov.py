@@ -13,7 +13,7 @@ from hmm import HMM, PHONE_STORE, ModelError, load_model
 from markov import all_paths, by_definition, read_sequences
 
 
-def test_exercise_in_fractions():
+def test_exercise_has_its_exact_values():
     v = by_definition(*PHONE_STORE.exact, [0, 1, 2])
     assert v.likelihood == F(3541, 100000)
     assert v.alpha == [[F(1, 5), F(1, 10)], [F(17, 250), F(39, 1000)], [F(603, 50000), F(467, 20000)]]
@@ -87,7 +87,7 @@ def test_bad_model_is_named(change, message):
         HMM(**{**GOOD, **change})
 
 
-def test_rows_may_miss_one_by_rounding():
+def test_rows_may_differ_from_one_by_rounding():
     HMM(**{**GOOD, "startprob": [0.5, 0.5000009]})
 
 
@@ -171,7 +171,7 @@ def test_saved_model_reads_the_same(write):
         ("[" * 100_000, ["is not a JSON file"]),
     ],
 )
-def test_bad_file_is_one_line_that_names_it(assert_user_error, write, content, words):
+def test_bad_file_gets_one_line_that_names_it(assert_user_error, write, content, words):
     path = write(content)
     assert_user_error(hmm, "--model", path, "--obs", "v1", words=[path, *words])
 
@@ -187,7 +187,7 @@ def test_file_that_is_not_text_gets_one_line(assert_user_error, tmp_path):
 # Observations.
 
 
-def test_sequences_from_a_file(write):
+def test_sequences_are_read_from_a_file(write):
     path = write("# H first\nH,M,L\n L   H\nM\n\n", "obs.txt")
     assert [obs.tolist() for obs in read_sequences(PHONE_STORE, str(path))] == [[0, 1, 2], [2, 0], [1]]
 
@@ -220,5 +220,7 @@ def test_text_is_taken_for_symbols_if_there_is_no_such_file():
     assert [obs.tolist() for obs in read_sequences(PHONE_STORE, "H, M")] == [[0, 1]]
     with pytest.raises(ModelError, match="no file of that name"):
         read_sequences(PHONE_STORE, "obs.txt")
+    with pytest.raises(ModelError, match=r"unknown symbol 'H', .* something like --obs v1,v2"):
+        read_sequences(HMM(**GOOD), "H,M")
     with pytest.raises(ModelError, match="unknown symbol"):
         read_sequences(PHONE_STORE, "X" * 5000)
