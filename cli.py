@@ -161,7 +161,11 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
     Whatever happens, also a kill or a full disk, `path` holds either all of the old content or all of the new.
     """
     encoding = None if "b" in mode else "utf-8"
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    except OSError as error:
+        error.filename = str(path)  # the name that the user knows
+        raise
     try:
         with open(handle, mode, encoding=encoding, newline="" if encoding else None) as file:
             yield file

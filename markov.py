@@ -1,9 +1,9 @@
-"""The hidden Markov model λ = (π, A, B) and its variables by definition: what `hmm.py` explains, in a screen or two.
+"""The hidden Markov model λ = (π, A, B) and its variables by definition, as `hmm.py` explains them.
 
 `by_definition()` is the part to read: α, β, γ, ξ, δ, ψ and the best path as plain loops, in the order and notation of
 L. R. Rabiner, "A tutorial on hidden Markov models and selected applications in speech recognition", Proc. IEEE 77(2),
 1989; its equation numbers stand beside them. It computes with whatever numbers it is given: with fractions, exactly.
-Long sequences take `scans.py`. In code, times, states and symbols count from 0; in print and in messages from 1.
+Long sequences need `inference.py`. Times, states and symbols count from 0 in code, from 1 in print and in messages.
 """
 
 import itertools
@@ -22,16 +22,16 @@ import numpy as np
 from cli import UserError
 
 ROW_SUM_TOLERANCE = 1e-6
-MATRICES = {"startprob": 1, "transmat": 2, "emissionprob": 2}  # their dimensions
+MATRICES = {"startprob": 1, "transmat": 2, "emissionprob": 2}  # and how many dimensions each has
 Numbers = Sequence[Fraction]
 
 
 class ModelError(UserError, ValueError):
-    """A model that is none, or observations that it does not know."""
+    """A model that is not valid, or observations that do not fit it."""
 
 
 class ImpossibleSequenceError(UserError, ValueError):
-    """P(O|λ) = 0: nothing can be said given O, for no state sequence emits it."""
+    """P(O|λ) = 0: no state sequence emits O, so there are no posteriors and no best path."""
 
 
 # α, β, γ, ξ, δ, ψ.
@@ -53,8 +53,8 @@ class Variables(NamedTuple):
 def by_definition(pi: Numbers, a: Sequence[Numbers], b: Sequence[Numbers], obs: Sequence[int]) -> Variables:
     """Every variable of `obs` by Rabiner's recursions; pi (N,), a (N, N), b (N, M), obs (T,) with T at least 1.
 
-    Takes about 4·T·N² steps of Python. Ties go to the lower index, in ψ and at the end. If P(O|λ) = 0 the path says
-    nothing.
+    Takes about 4·T·N² steps of Python. Ties go to the lower index, in ψ and in the last state. If P(O|λ) = 0 the path
+    has no meaning.
     """
     states, end = range(len(pi)), len(obs) - 1
 
@@ -87,7 +87,7 @@ def by_definition(pi: Numbers, a: Sequence[Numbers], b: Sequence[Numbers], obs: 
 
 
 def all_paths(pi: Numbers, a: Sequence[Numbers], b: Sequence[Numbers], obs: Sequence[int]) -> Iterator[tuple]:
-    """(q, P(q, O|λ)) for each of the N^T state sequences q, in lexicographic order: the definition of everything."""
+    """(q, P(q, O|λ)) for each of the N^T state sequences q, in lexicographic order; arguments as in `by_definition`."""
     for q in itertools.product(range(len(pi)), repeat=len(obs)):
         steps = (a[q[t - 1]][q[t]] * b[q[t]][obs[t]] for t in range(1, len(obs)))
         yield q, pi[q[0]] * b[q[0]][obs[0]] * prod(steps)
@@ -101,7 +101,7 @@ class HMM:
     """λ = (π, A, B), with the names of its N states and M symbols (by default S1 … SN and v1 … vM).
 
     `startprob` (N,) holds π_i, `transmat` (N, N) a_ij from row i to column j, `emissionprob` (N, M) b_i(k), as floats
-    or fractions. They are copied and made read-only. Raises ModelError, which names the matrix, the row and its sum.
+    or fractions. They are copied and made read-only. A bad matrix raises ModelError, which names the row and its sum.
     """
 
     startprob: np.ndarray
@@ -111,10 +111,11 @@ class HMM:
     symbols: Sequence[str] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "_given", {name: getattr(self, name) for name in MATRICES})
+        given = {name: getattr(self, name) for name in MATRICES}
         for name, dimensions in MATRICES.items():
-            object.__setattr__(self, name, _probabilities(name, getattr(self, name), dimensions))
-            self._given[name] = np.array(self._given[name], dtype=object)  # a copy, where a fraction stays one
+            object.__setattr__(self, name, _probabilities(name, given[name], dimensions))
+        exact = {name: np.array(values, dtype=object) for name, values in given.items()}  # copies; fractions stay exact
+        object.__setattr__(self, "_given", exact)
         n, m = len(self.startprob), self.emissionprob.shape[1]
         for name, shape in ("transmat", (n, n)), ("emissionprob", (n, m)):
             if getattr(self, name).shape != shape:
@@ -127,14 +128,14 @@ class HMM:
 
     @cached_property
     def exact(self) -> tuple[list, list, list]:
-        """π, A, B as nested lists of fractions: of each float the simplest fraction that it could stand for.
+        """π, A, B as nested lists of fractions; a float becomes the simplest fraction that rounds to it.
 
-        0.1 is 1/10 and 0.3333333333333333 is 1/3 (denominators to 10⁶); any other float is the decimal that it prints.
+        0.1 is 1/10, and 0.3333333333333333 is 1/3; where that takes a denominator above 10⁶, the decimal as printed.
         """
         return tuple(np.vectorize(_fraction, otypes=[object])(self._given[name]).tolist() for name in MATRICES)
 
     def encode(self, symbols: Iterable[str]) -> np.ndarray:
-        """Symbols by name → their indices (T,). Raises ModelError on an unknown one, and if there is none."""
+        """Names of symbols → their indices (T,). Raises ModelError if one is unknown, or if there are none."""
         index = {name: k for k, name in enumerate(self.symbols)}
         try:
             return self.check([index[symbol] for symbol in symbols])
@@ -142,7 +143,7 @@ class HMM:
             raise ModelError(f"unknown symbol {error}, the model has {', '.join(self.symbols)}") from None
 
     def check(self, obs: Sequence[int]) -> np.ndarray:
-        """`obs` as an array (T,) of symbols' indices. Raises ModelError if it is none, or empty."""
+        """`obs` as an array (T,) of symbols' indices. Raises ModelError if it is not one, or empty."""
         obs, m = np.asarray(obs), self.emissionprob.shape[1]
         if obs.size == 0:
             raise ModelError("the observation sequence is empty")
@@ -154,7 +155,7 @@ class HMM:
         return obs
 
     def to_json(self) -> str:
-        """The model as a file that `load_model` reads."""
+        """The content of a file that `load_model` reads."""
         content = {"states": list(self.states), "symbols": list(self.symbols)}
         content |= {name: getattr(self, name).tolist() for name in MATRICES}
         lines = []
@@ -166,6 +167,7 @@ class HMM:
 
 
 def _probabilities(name: str, values, dimensions: int) -> np.ndarray:
+    """A read-only matrix of floats, if its rows are probability distributions; or ModelError."""
     try:
         matrix = np.array(values, dtype=float)
     except (TypeError, ValueError, OverflowError) as error:
@@ -174,7 +176,8 @@ def _probabilities(name: str, values, dimensions: int) -> np.ndarray:
         raise ModelError(f"{name} has shape {matrix.shape}: it needs {dimensions} dimension(s), none of them empty")
     for number, row in enumerate(np.atleast_2d(matrix), start=1):
         where, total = name if dimensions == 1 else f"{name} row {number}", row.sum()
-        for column in np.flatnonzero(~(row >= 0))[:1]:  # NaN fails every comparison
+        if not (row >= 0).all():  # NaN fails every comparison
+            column = np.flatnonzero(~(row >= 0))[0]
             raise ModelError(f"{where}, entry {column + 1} is {row[column]:g}, not a probability (row sum {total:g})")
         if abs(total - 1) > ROW_SUM_TOLERANCE:
             raise ModelError(f"{where} sums to {total:.9g}, not to 1")
@@ -183,6 +186,7 @@ def _probabilities(name: str, values, dimensions: int) -> np.ndarray:
 
 
 def _fraction(value) -> Fraction:
+    """The fraction that `HMM.exact` takes a number for."""
     if isinstance(value, Fraction):
         return value
     value = float(value)
@@ -194,9 +198,10 @@ def _fraction(value) -> Fraction:
 
 
 def load_model(path: Path) -> HMM:
-    """A model from a JSON file: `startprob`, `transmat`, `emissionprob`, and maybe `states` and `symbols`.
+    """A model from a JSON file: `startprob`, `transmat`, `emissionprob`, and optional `states` and `symbols`.
 
-    Entries are numbers or fractions like "1/3". Other keys are for the reader (a note, say). Raises ModelError.
+    Entries are numbers, or fractions like "1/3". Other keys are left to the reader: a note, for example. Raises
+    ModelError.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"), parse_int=_to_float)
@@ -222,7 +227,7 @@ def _is_name(name) -> bool:
 
 
 def _to_float(digits: str) -> float:
-    return float(digits[:400])  # Python refuses to read whole numbers of more than 4300 digits
+    return float(digits[:400])  # 400 are infinite already, and Python refuses to convert more than 4300
 
 
 def _read_entries(name: str, values):
@@ -236,32 +241,37 @@ def _read_entries(name: str, values):
 
 
 def read_sequences(model: HMM, given: str) -> list[np.ndarray]:
-    """The sequences of `given`, as arrays of symbols' indices (T,): `H,M,L`, or a text file with one sequence a line.
+    """The sequences that `given` holds or names, as arrays of symbols' indices (T,).
 
-    Symbols stand between commas, or else blanks. In a file, lines that begin with # are remarks. Raises ModelError.
+    `given` is a sequence such as `H,M,L`, or a text file with one sequence per line. Symbols are separated by commas,
+    or else by blanks. In a file, lines that begin with # are comments. Raises ModelError.
     """
     try:
-        is_file = Path(given).exists() and not Path(given).is_dir()  # a pipe will do
-    except (OSError, ValueError):  # too long for a name, say
+        is_file = Path(given).exists() and not Path(given).is_dir()  # a pipe is a file too
+    except (OSError, ValueError):  # too long for a file name, for example
         is_file = False
     if not is_file:
         try:
             return [model.encode(_split(given))]
         except ModelError as error:
             hint = "" if "," in given else ", and there is no file of that name"
-            raise ModelError(f"--obs {given[:60]!r}: {error}{hint}; give something like --obs H,M,L") from None
+            example = ",".join(model.symbols[:3])
+            raise ModelError(f"--obs {given[:60]!r}: {error}{hint}; give something like --obs {example}") from None
     try:
         lines = Path(given).read_text(encoding="utf-8-sig").rstrip().splitlines() or [""]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"cannot read {given}: {error}") from None
+    except OSError as error:
+        raise ModelError(f"cannot read {given}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ModelError(f"cannot read {given}, it is not UTF-8 text: {error}") from None
     sequences = []
     for number, line in enumerate(lines, start=1):
         try:
-            sequences += [] if line.startswith("#") else [model.encode(_split(line))]
+            if not line.startswith("#"):
+                sequences.append(model.encode(_split(line)))
         except ModelError as error:
             raise ModelError(f"{given}, line {number}: {error}") from None
     if not sequences:
-        raise ModelError(f"{given} has no sequence, only remarks")
+        raise ModelError(f"{given} has no sequence, only comments")
     return sequences
 
 

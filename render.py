@@ -1,7 +1,7 @@
 r"""Documents of headings, text, formulas and tables, printed as text for a terminal, as Markdown, or as LaTeX.
 
-Formulas are written once, in a small part of LaTeX: `\alpha_{2}(1) = 0.2 \cdot 0.6 = \frac{3}{25}`. Names that a user
-gave, of states for instance, stand in them as `name("…")`, for each format has other characters to be careful with.
+Formulas are written once, in a small subset of LaTeX: `\alpha_{2}(1) = 0.2 \cdot 0.6 = \frac{3}{25}`. Names that a user
+has given, of states for example, stand in them as `name("…")`, because each format has other special characters.
 """
 
 import math
@@ -12,7 +12,7 @@ from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
 
-FRACTION_LENGTH = 16  # characters of a fraction that is shown
+FRACTION_LENGTH = 16  # longer fractions, in characters, are not shown
 
 
 class Heading(NamedTuple):
@@ -34,20 +34,21 @@ class Table(NamedTuple):
 
 
 def name(text: str) -> str:
-    """A name that may stand in a formula or a text."""
+    """A name that a user has given, marked as such for a formula or a text."""
     return f"\ue000{text}\ue001"
 
 
 def render(document: list, style: str) -> str:
     """The blocks of `document` in one of the FORMATS."""
-    return FORMATS[style](document)
+    text = "\n\n".join(FORMATS[style][type(block)](block) for block in document)
+    return f"{PREAMBLE}{text}\n\n\\end{{document}}" if style == "latex" else text
 
 
 # Numbers, as formulas.
 
 
 def decimal(x: Fraction) -> tuple[str, bool]:
-    """`x` with 10 digits at most, and whether that is all of it."""
+    """`x` with at most 10 digits and whether that is exact; with 6 digits if it is not."""
     text = format(Decimal(x.numerator) / Decimal(x.denominator), ".10g") if x else "0"
     if Fraction(text) == x:
         return _power(text), True
@@ -64,7 +65,7 @@ def _fraction(x: Fraction) -> str:
 
 
 def equals(x: Fraction) -> str:
-    """= decimal = fraction, or = fraction ≈ decimal where the decimal goes on."""
+    """= decimal = fraction, or = fraction ≈ decimal if the decimal is not exact."""
     (digits, whole), fraction = decimal(x), _fraction(x)
     if x.denominator == 1:
         return f"= {x}"
@@ -74,23 +75,24 @@ def equals(x: Fraction) -> str:
 
 
 def operand(x: Fraction) -> str:
-    """A number in a formula: a decimal if that is all of it, else a fraction if that is short."""
+    """A number in a formula: a decimal if that is exact, else a fraction if that is short, else a rounded decimal."""
     digits, whole = decimal(x)
     return digits if whole or not _fraction(x) else _fraction(x)
 
 
 def times(*factors: Fraction) -> str:
+    """The product, as a formula."""
     return r" \cdot ".join(map(operand, factors))
 
 
 def log_number(log_p: float) -> str:
-    """A probability by its logarithm, with 6 digits; it may lie below the range of floats."""
+    """A probability from its logarithm, with 6 digits; it may be below the range of floats."""
     if log_p == -math.inf:
         return "0"
     return _power(format(math.exp(log_p) if log_p > -700 else Decimal(float(log_p)).exp(), ".6g"))
 
 
-# Text. A formula is written with the characters that Unicode has for it.
+# Text for a terminal, with the characters that Unicode has for formulas.
 
 SIGNS = {"cdot": "·", "mid": "|", "approx": "≈", "sum": "Σ", "max": "max", "lambda": "λ", "pi": "π"}
 SIGNS |= {"alpha": "α", "beta": "β", "gamma": "γ", "xi": "ξ", "delta": "δ", "psi": "ψ", "to": "→", "ldots": "…"}
@@ -99,8 +101,8 @@ HIGH = dict(zip("0123456789+-*", "⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻*", strict=Tr
 
 
 def _apart(text: str, formula: Callable[[str], str], a_name: Callable[[str], str]) -> str:
-    # Every second part is a name
-    parts = re.split("\ue000(.*?)\ue001", text)
+    """The text with `formula` applied to its formulas and `a_name` to its names."""
+    parts = re.split("\ue000(.*?)\ue001", text)  # every second part is a name
     return "".join(a_name(part) if i % 2 else formula(part) for i, part in enumerate(parts))
 
 
@@ -125,37 +127,27 @@ def _shift(text: str, characters: dict, otherwise: str) -> str:
     return otherwise + (text if len(text) == 1 else f"{{{text}}}")
 
 
-def width(text: str) -> int:  # on a terminal, where a Chinese character takes two columns
+def width(text: str) -> int:
+    """Columns that a text takes on a terminal: a Chinese character takes two."""
     return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
-def _text(document: list) -> str:
-    parts = []
-    for block in document:
-        if isinstance(block, Heading):
-            parts.append(f"{plain(block.text)}\n{'-' * width(plain(block.text))}")
-        elif isinstance(block, Text):
-            parts.append(plain(block.text))
-        elif isinstance(block, Formulas):
-            parts.append("\n".join("  " + plain(line) for line in block.lines))
-        else:
-            lines = [[plain(cell) for cell in line] for line in (block.header, *block.rows)]
-            widths = [max(map(width, column)) for column in zip(*lines, strict=True)]
-            padded = [
-                [" " * (size - width(cell)) + cell for size, cell in zip(widths, line, strict=True)] for line in lines
-            ]
-            parts.append("\n".join([*filter(None, [plain(block.title)]), *("  " + "   ".join(row) for row in padded)]))
-    return "\n\n".join(parts)
+def _text_heading(block: Heading) -> str:
+    return f"{plain(block.text)}\n{'-' * width(plain(block.text))}"
 
 
-# Markdown, with formulas between dollars as GitHub and Jupyter show them.
+def _text_formulas(block: Formulas) -> str:
+    return "\n".join("  " + plain(line) for line in block.lines)
 
 
-def _math(formula: str) -> str:
-    """A formula or a name for Markdown and LaTeX: $…$ around what needs it."""
-    if not formula or re.fullmatch("\ue000[^\ue000]*\ue001", formula):
-        return _apart(formula, str, _escaped)
-    return f"${_latex(formula)}$"
+def _text_table(block: Table) -> str:
+    rows = [[plain(cell) for cell in row] for row in (block.header, *block.rows)]
+    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
+    padded = [[" " * (size - width(cell)) + cell for size, cell in zip(widths, row, strict=True)] for row in rows]
+    return "\n".join([*filter(None, [plain(block.title)]), *("  " + "   ".join(row) for row in padded)])
+
+
+# Markdown, with formulas between dollar signs, as GitHub and Jupyter show them.
 
 
 def _latex(formula: str) -> str:
@@ -177,25 +169,18 @@ def _markdown_cell(formula: str) -> str:
     return f"${_latex(formula)}$".replace("|", r"\vert ")
 
 
-def _markdown(document: list) -> str:
-    parts = []
-    for block in document:
-        if isinstance(block, Heading):
-            parts.append("## " + _apart(block.text, str, _markdown_name))
-        elif isinstance(block, Text):
-            parts.append(_apart(block.text, str, _markdown_name))
-        elif isinstance(block, Formulas):
-            parts.append("\n".join(f"- ${_latex(line)}$" for line in block.lines))
-        else:
-            header, *rows = ([_markdown_cell(cell) for cell in line] for line in (block.header, *block.rows))
-            lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
-            if block.title:
-                parts.append(f"${_latex(block.title)}$")
-            parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
-    return "\n\n".join(parts)
+def _markdown_text(text: str) -> str:
+    return _apart(text, str, _markdown_name)
 
 
-# LaTeX: a whole document, for XeLaTeX, since ctexart has the fonts for Chinese.
+def _markdown_table(block: Table) -> str:
+    header, *rows = ([_markdown_cell(cell) for cell in row] for row in (block.header, *block.rows))
+    lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+    title = [f"${_latex(block.title)}$\n"] if block.title else []
+    return "\n".join([*title, *(f"| {' | '.join(line)} |" for line in lines)])
+
+
+# LaTeX: a whole document for XeLaTeX; its class ctexart brings the Chinese fonts.
 
 PREAMBLE = r"""\documentclass{ctexart}
 \usepackage{amsmath}
@@ -213,24 +198,43 @@ def _greek(letter: re.Match) -> str:
     return next((rf"$\{sign}$" for sign, char in SIGNS.items() if char == letter[0]), letter[0])
 
 
-def _latex_document(document: list) -> str:
-    parts = []
-    for block in document:
-        if isinstance(block, Heading):
-            parts.append(rf"\section*{{{_latex_text(block.text)}}}")
-        elif isinstance(block, Text):
-            parts.append(_latex_text(block.text))
-        elif isinstance(block, Formulas):
-            lines = [_latex(line).replace("=", "&=", 1) for line in block.lines]
-            parts.append("\\begin{align*}\n" + " \\\\\n".join(lines) + "\n\\end{align*}")
-        else:
-            rows = [" & ".join(map(_math, line)) + r" \\" for line in (block.header, *block.rows)]
-            rows.insert(1, r"\hline")
-            columns = "l" + "r" * (len(block.header) - 1)
-            table = [rf"\begin{{tabular}}{{{columns}}}", *rows, r"\end{tabular}"]
-            title = [f"${_latex(block.title)}$", ""] if block.title else []
-            parts.append("\n".join([r"\par\medskip\noindent", *title, *table]))
-    return PREAMBLE + "\n\n".join(parts) + "\n\n\\end{document}"
+def _latex_math(formula: str) -> str:
+    """A formula between dollar signs; a name alone needs none."""
+    if not formula or re.fullmatch("\ue000[^\ue000]*\ue001", formula):
+        return _apart(formula, str, _escaped)
+    return f"${_latex(formula)}$"
 
 
-FORMATS = {"text": _text, "markdown": _markdown, "latex": _latex_document}
+def _latex_formulas(block: Formulas) -> str:
+    lines = [_latex(line).replace("=", "&=", 1) for line in block.lines]
+    return "\\begin{align*}\n" + " \\\\\n".join(lines) + "\n\\end{align*}"
+
+
+def _latex_table(block: Table) -> str:
+    rows = [" & ".join(map(_latex_math, row)) + r" \\" for row in (block.header, *block.rows)]
+    rows.insert(1, r"\hline")
+    table = [rf"\begin{{tabular}}{{l{'r' * (len(block.header) - 1)}}}", *rows, r"\end{tabular}"]
+    title = [f"${_latex(block.title)}$", ""] if block.title else []
+    return "\n".join([r"\par\medskip\noindent", *title, *table])
+
+
+FORMATS = {  # how each kind of block is printed
+    "text": {
+        Heading: _text_heading,
+        Text: lambda block: plain(block.text),
+        Formulas: _text_formulas,
+        Table: _text_table,
+    },
+    "markdown": {
+        Heading: lambda block: "## " + _markdown_text(block.text),
+        Text: lambda block: _markdown_text(block.text),
+        Formulas: lambda block: "\n".join(f"- ${_latex(line)}$" for line in block.lines),
+        Table: _markdown_table,
+    },
+    "latex": {
+        Heading: lambda block: rf"\section*{{{_latex_text(block.text)}}}",
+        Text: lambda block: _latex_text(block.text),
+        Formulas: _latex_formulas,
+        Table: _latex_table,
+    },
+}

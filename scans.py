@@ -1,21 +1,23 @@
-"""Forward, backward and Viterbi over long sequences: blocks of the sequence side by side, and no Python step a symbol.
+"""Forward, backward and Viterbi over long sequences: blocks of the sequence side by side, in about √T steps of Python.
 
 A recursion such as α_{t+1} = (α_t A) ∘ b(o_{t+1}) seems to need one step after the other. Here the T-1 steps are cut
 into K blocks of L, and all blocks take their l-th step together, as the columns of one numpy array: L steps of Python
-in all. What a block lacks is the vector that it starts from, the end of the block before it. There are two ways:
+in all. What a block lacks is the vector that it starts from, the end of the block before it. There are two ways to get
+it:
 
 1. A guess: most chains soon forget where they came from. Each block is entered some steps early, from a vector of
-   ones. Then all blocks run, and the end of each is compared with the guess for the next; if need be twice, for these
-   ends are a better guess. If they agree, all is right, for a step never stretches the distance between two vectors
-   (Hilbert's projective metric; G. Birkhoff, "Extensions of Jentzsch's theorem", 1957. For Viterbi: S. Maleki et al.,
-   "Parallelizing dynamic programming through rank convergence", PPoPP 2014).
-2. If not, products: the N × N matrices of a block's steps are multiplied first, which may be done for all blocks at
-   once since the product is associative, and hand the true start on from block to block. (With more than 48 states
-   that is more work than it saves: then the blocks run one after the other, the one case of a Python step a symbol.)
+   ones. Then all blocks run, and the end of each is compared with the guess for the next. If they differ, the ends are
+   a better guess, and the blocks run once more. If they agree, the result is right, because a step never increases the
+   distance between two vectors (Hilbert's projective metric; G. Birkhoff, "Extensions of Jentzsch's theorem", 1957. For
+   Viterbi: S. Maleki et al., "Parallelizing dynamic programming through rank convergence", PPoPP 2014).
+2. If the second guess fails too, products: first the N × N matrices of each block's steps are multiplied, all blocks
+   at once, which is possible because the product is associative; then they hand the true start on from block to block.
+   (With more than 48 states that is more work than it saves. Then the blocks run one after the other, the only case of
+   one Python step per symbol.)
 
-All that holds for matrix products with other sums and products: (+, ×) gives α and β, the same in logarithms gives them
-where floats would underflow, and (max, +) gives δ. For (max, +) logarithms are whole numbers of a fine unit: they add
-exactly in any order, so that the guess is compared exactly, and what ties in truth ties here (see `FixedPoint`).
+All this holds for matrix products with other sums and products: (+, ×) gives α and β, the same in logarithms gives them
+where floats would underflow, and (max, +) gives δ. For (max, +) logarithms are whole numbers of a fine unit. They add
+exactly in any order, so the guess is compared exactly, and what ties in truth ties here (see `FixedPoint`).
 """
 
 import copy
@@ -23,29 +25,30 @@ import math
 
 import numpy as np
 
-WARM_UP = 64  # steps by which a guess enters early
-PRODUCTS_UP_TO = 48  # states: N³ a step, N times the work of the sweep itself
+WARM_UP = 64  # steps by which a guess enters a block early
+PRODUCTS_UP_TO = 48  # states: a product takes N³ operations a step, N times as many as the sweep itself
 
 
 class Blocks:
-    """The steps 1 … T-1 of `obs` (T,) as K blocks of L; the last one may be shorter and then stands still.
+    """The steps 1 … T-1 of `obs` (T,) as K blocks of L; the last may be shorter, and stands still after its end.
 
-    `symbols` (L, K): o_t of step l of block k, t = 1 + kL + l.
+    `symbols` (L, K) holds o_t for step l of block k, where t = 1 + kL + l. `last` is the number of steps of the last
+    block, `count` is K, `length` is L.
     """
 
     def __init__(self, obs: np.ndarray, num_states: int):
         self.obs, steps = obs, len(obs) - 1
-        # √T of them, but not so many that an array of N² numbers a block leaves the processor's cache
+        # About √T blocks, but so few that an array with N² numbers for each still fits into the processor's cache
         wanted = min(round(1.5 * math.sqrt(steps)), max(16, 2**17 // num_states**2))
         self.length = -(-steps // max(1, wanted))
         self.count = -(-steps // self.length) if steps else 1
-        self.last = steps - (self.count - 1) * self.length  # steps of the last block
+        self.last = steps - (self.count - 1) * self.length
         symbols = np.zeros(self.count * self.length, dtype=np.intp)
         symbols[:steps] = obs[1:]
         self.symbols = np.ascontiguousarray(symbols.reshape(self.count, self.length).T)
 
     def in_time(self, table: np.ndarray, first=None) -> np.ndarray:
-        """A table (L, N, K) of steps → (T, N), its first row given, or (T-1, N)."""
+        """A table (L, N, K) of steps → (T-1, N) in the order of time, or (T, N) with `first` as the row before."""
         _, n, _ = table.shape
         rows, skip = len(self.obs) - 1, 0 if first is None else 1
         result = np.empty((self.count * self.length + skip, n), dtype=table.dtype)
@@ -59,7 +62,7 @@ class Blocks:
 
 
 class Sweep:
-    """A recursion over `blocks` with the sums and products of `algebra`.
+    """A recursion over `blocks` with the sums and products of `algebra`, one of those in semirings.py.
 
     `forward` is v ← (A^T v) ∘ b(o), for α and δ; `backward` is v ← A (b(o) ∘ v), for β.
     """
@@ -70,7 +73,8 @@ class Sweep:
     def forward(self, v, first_step=0, table=None, norms=None, psi=None):
         """From v (N, K) at the starts of the blocks → at their ends, scaled, and the logarithm of the scale.
 
-        `table`, `psi` (L, N, K) and `norms` (L, K) are filled with the value after each step, ψ, and the scale so far.
+        `table` (L, N, K), `psi` (L, N, K) and `norms` (L, K) are filled with the value after each step, ψ, and the
+        logarithm of the scale so far.
         """
         algebra, blocks = self.algebra, self.blocks
         v, norm = algebra.scale(v)
@@ -91,7 +95,7 @@ class Sweep:
         return v, norm + shift
 
     def backward(self, v, steps=None, table=None, norms=None):
-        """From v (N, K) at the ends of the blocks → at their starts. `table` holds the value before each step."""
+        """From v (N, K) at the ends of the blocks → at their starts. `table` gets what each step begins with."""
         algebra, blocks = self.algebra, self.blocks
         v, norm = algebra.scale(v)
         for step in reversed(range(blocks.length if steps is None else steps)):
@@ -108,10 +112,10 @@ class Sweep:
         return v, norm + shift
 
     def run(self, first, backward=False, **tables):
-        """The sweep with every block's right start, the first one's (or backwards the last one's) being `first` (N, 1).
+        """The sweep with the right start of every block; `first` (N, 1) is that of the first, or backward of the last.
 
-        Returns the ends (N, K), scaled, and the logarithms (K,) of P in front of each block's vectors, its own norms
-        left out. Fills the tables.
+        Returns the ends of the blocks (N, K), scaled; the logarithms of their scales (K,); and for each block the sum
+        of those of `first` and of all blocks before it (K,). Fills the tables.
         """
         sweep, count = self.backward if backward else self.forward, self.blocks.count
         first, norm = self.algebra.scale(first)
@@ -128,6 +132,7 @@ class Sweep:
         return ends, norms, before + norm
 
     def _guess(self, first, backward):
+        """Starts (N, K) from a few steps of the block before."""
         ones, length = np.full((len(first), self.blocks.count), self.algebra.one), self.blocks.length
         if self.blocks.count == 1:
             return first
@@ -136,24 +141,27 @@ class Sweep:
         return self._from_ends(first, backward, self.forward(ones, first_step=max(0, length - WARM_UP))[0])
 
     def _from_ends(self, first, backward, ends):
+        """Starts (N, K): the ends of the blocks before."""
         return np.hstack([ends[:, 1:], first] if backward else [first, ends[:, :-1]])
 
     def _exact(self, first, backward, ends):
+        """The right starts (N, K), by the products of each block's matrices."""
         algebra, n, count = self.algebra, len(first), self.blocks.count
         if n > PRODUCTS_UP_TO:
             return self._one_by_one(first, backward)
-        if self._products is None:  # P[i, j, k]: block k from state j to state i, one scale a block
+        if self._products is None:  # P[i, j, k]: from state j to state i in block k, one scale per block
             unit = np.where(np.eye(n, dtype=bool), algebra.one, algebra.zero)
             self._products = self._multiply(np.repeat(unit, count, axis=1).reshape(n, n, count))
-        starts, order = [first], range(count - 1, 0, -1) if backward else range(count - 1)
-        for k in order:
+        starts = [first]
+        for k in self._order(backward):
             matrix = self._products[:, :, k].T if backward else self._products[:, :, k]
             starts.append(algebra.scale(algebra.times(matrix, starts[-1]))[0])
         return np.hstack(starts[::-1] if backward else starts)
 
     def _one_by_one(self, first, backward):
-        starts, order = [first], range(self.blocks.count - 1, 0, -1) if backward else range(self.blocks.count - 1)
-        for k in order:
+        """The right starts (N, K), by running one block after the other."""
+        starts = [first]
+        for k in self._order(backward):
             block = copy.copy(self.blocks)
             block.symbols, block.count = self.blocks.symbols[:, k : k + 1], 1
             block.last = self.blocks.last if k == self.blocks.count - 1 else block.length
@@ -161,7 +169,12 @@ class Sweep:
             starts.append((alone.backward if backward else alone.forward)(starts[-1])[0])
         return np.hstack(starts[::-1] if backward else starts)
 
+    def _order(self, backward):
+        """The blocks that hand their end on, in that order."""
+        return range(self.blocks.count - 1, 0, -1) if backward else range(self.blocks.count - 1)
+
     def _multiply(self, product):
+        """The products (N, N, K) of the matrices of each block's steps; `product` is the identity."""
         algebra, blocks = self.algebra, self.blocks
         n, _, count = product.shape
         for step in range(blocks.length):
@@ -178,7 +191,7 @@ class Sweep:
 def follow(maps: np.ndarray, first: int, backward: bool = False) -> np.ndarray:
     """The states (L, K) that the maps (L, N, K) lead to from the state `first`; maps[l, i, k] is the state after i.
 
-    All blocks are followed from all N states side by side; then the end of one block picks the state of the next.
+    All blocks are followed side by side, from all N states; then the end of one block selects the state in the next.
     With `backward` the walk begins at the end of the last block, and maps[l, i, k] is the state before i.
     """
     length, n, count = maps.shape

@@ -1,42 +1,32 @@
-"""The trellis of a hidden Markov model: a row a state, a column a time, and the best path bold."""
+"""The trellis of a hidden Markov model: one row per state, one column per time, and the best path in bold."""
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 import numpy as np
 
+import fonts
 from cli import UserError, atomic_write
-from inference import backward, forward, posterior, viterbi
+from inference import Viterbi, backward, forward, posterior, viterbi
 from markov import HMM
 from render import plain, width
 
 SHOWN = {"delta": "δ, ψ", "alpha": "α", "beta": "β", "gamma": "γ"}  # what a node may show
-LARGEST = 24, 10  # times and states that are legible
-LABEL_AT = 0.4, 0.3, 0.72, 0.62  # of an edge that climbs 0, 1, 2, 3 states: there labels keep clear of each other
-SCALE = 2.6, 1.9  # inches from time to time and from state to state
-ALL_EDGES_UP_TO = 4  # states: with more, only the best path's edges carry numbers
-CHINESE_FONTS = [
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",  # Debian's fonts-noto-cjk calls itself so; it has the Chinese characters
-    "Source Han Sans SC",
-    "WenQuanYi Zen Hei",
-    "WenQuanYi Micro Hei",
-    "Microsoft YaHei",
-    "SimHei",
-    "PingFang SC",
-    "Heiti SC",
-    "Noto Serif CJK SC",
-    "Noto Serif CJK JP",
-]
+LARGEST = 24, 10  # times and states: more are not legible
+LABEL_AT = 0.4, 0.3, 0.72, 0.62  # along an edge that crosses 0, 1, 2, 3 rows: there labels do not overlap
+SCALE = 2.6, 1.9  # inches between times and between states
+ALL_LABELS_UP_TO = 4  # states: with more, only the edges of the best path have labels
+EDGE, BEST_EDGE = {"color": "#888888", "lw": 1, "zorder": 1}, {"color": "#c00000", "lw": 3.5, "zorder": 1.5}
 
 
 def plot(model: HMM, obs: Sequence[int], path: Path, show: str = "delta") -> None:
-    """Draws the trellis of `obs` (T,) into `path`, a PNG, PDF or SVG by its suffix; nodes hold SHOWN[show].
+    """Draws the trellis of `obs` (T,) into `path`, a PNG, PDF or SVG by its suffix; nodes show SHOWN[show].
 
-    Edges carry a_ij·b_j(o). Without a font for a name, its number stands for it (S1, v1). Raises UserError if there is
-    too much to draw or the suffix is unknown, and ImpossibleSequenceError if P(O|λ) = 0.
+    The labels of the edges are a_ij·b_j(o). If no font has the characters of a name, numbers stand for the names (S1,
+    v1). Raises UserError if there is too much to draw or the suffix is unknown, and ImpossibleSequenceError if
+    P(O|λ) = 0.
     """
     obs, (times, states) = model.check(obs), LARGEST
     if len(obs) > times or len(model.states) > states:
@@ -47,37 +37,28 @@ def plot(model: HMM, obs: Sequence[int], path: Path, show: str = "delta") -> Non
         raise UserError(f"--plot {path}: the name must end in .png, .pdf or .svg")
     from matplotlib import rc_context  # only now: it takes half a second
 
-    fonts = _fonts()
-    with rc_context({"font.family": fonts, "svg.fonttype": "path", "text.parse_math": False}):
-        figure, picture = _draw(model, obs, show, fonts), io.BytesIO()
+    found = fonts.find("".join((*model.states, *model.symbols)))
+    families = [fonts.BUNDLED, *(family for family in found.families if family != fonts.BUNDLED)]  # it has Greek
+    with rc_context({"font.family": families, "svg.fonttype": "path", "text.parse_math": False}):
+        figure, picture = _draw(model, obs, show, found.missing), io.BytesIO()
         figure.savefig(picture, format=kind, dpi=150)
     with atomic_write(path) as file:
         file.write(picture.getvalue())
 
 
-def _fonts() -> list[str]:
-    """The families to draw with: matplotlib's own, which has Greek, and a Chinese one if there is any."""
-    from matplotlib.font_manager import fontManager
-
-    installed = {font.name for font in fontManager.ttflist}
-    return ["DejaVu Sans", *[font for font in CHINESE_FONTS if font in installed][:1]]
-
-
-def _legible(names: Sequence[str], letter: str, fonts: list[str]) -> list[str]:
-    """The names, or S1 S2 … if the fonts lack one of their characters."""
-    from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    faces = [get_font(findfont(FontProperties(family=font))) for font in fonts]
-    if all(any(face.get_char_index(ord(char)) for face in faces) for text in names for char in text):
+def _legible(names: Sequence[str], letter: str, missing: Set[str]) -> list[str]:
+    """The names, or S1 S2 … if one of their characters is missing from all fonts."""
+    if missing.isdisjoint("".join(names)):
         return list(names)
     return [f"{letter}{i}" for i in range(1, len(names) + 1)]
 
 
-def _draw(model: HMM, obs: np.ndarray, show: str, fonts: list[str]):
+def _draw(model: HMM, obs: np.ndarray, show: str, missing: Set[str]):
+    """The figure; `missing` holds the characters that no font has."""
     from matplotlib.figure import Figure
 
     best = viterbi(model, obs)
-    states, symbols = _legible(model.states, "S", fonts), _legible(model.symbols, "v", fonts)
+    states, symbols = _legible(model.states, "S", missing), _legible(model.symbols, "v", missing)
     labels = [state if state == f"S{i}" else f"S{i} {state}" for i, state in enumerate(states, start=1)]
     left = 0.5 + max(map(width, labels)) * 0.12 / SCALE[0]
     x, y = (-left, len(obs) - 0.6), (len(model.states) - 0.55, -0.8)
@@ -92,14 +73,15 @@ def _draw(model: HMM, obs: np.ndarray, show: str, fonts: list[str]):
     for t in range(len(obs)):
         for i, text in enumerate(_node_texts(model, obs, best, show, t)):
             bold = best.path[t] == i
-            box = {"boxstyle": "round,pad=0.45", "fc": "#fff2cc" if bold else "white", "ec": "black"}
-            box["lw"] = 2.5 if bold else 1
+            box = {"boxstyle": "round,pad=0.45", "ec": "black"}
+            box |= {"fc": "#fff2cc", "lw": 2.5} if bold else {"fc": "white", "lw": 1}
             weight = "bold" if bold else "normal"
             axes.text(t, i, text, ha="center", va="center", fontsize=11, weight=weight, bbox=box, zorder=3)
     return figure
 
 
-def _node_texts(model, obs, best, show, t) -> list[str]:
+def _node_texts(model: HMM, obs: np.ndarray, best: Viterbi, show: str, t: int) -> list[str]:
+    """What the nodes of time t show, one text per state."""
     if show == "delta":
         backs = [f"\nψ = S{j + 1}" if t else "" for j in best.psi[t]]
         return [f"δ = {_number(x)}{back}" for x, back in zip(best.delta.log[t], backs, strict=True)]
@@ -113,8 +95,8 @@ def _number(log_p: float) -> str:
     return f"{math.exp(log_p):.4g}"
 
 
-def _edges(axes, model, obs, path) -> None:
-    """The edges that are possible, from node to node, with a·b on them."""
+def _edges(axes, model: HMM, obs: np.ndarray, path: np.ndarray) -> None:
+    """Draws the possible edges between nodes, labelled a·b."""
     n = len(model.states)
     for t in range(len(obs) - 1):
         for i in range(n):
@@ -123,20 +105,15 @@ def _edges(axes, model, obs, path) -> None:
                 best = path[t] == i and path[t + 1] == j
                 if a * b == 0:
                     continue
-                style = (
-                    {"color": "#c00000", "lw": 3.5, "zorder": 1.5}
-                    if best
-                    else {"color": "#888888", "lw": 1, "zorder": 1}
-                )
-                axes.plot([t, t + 1], [i, j], **style)
-                if best or n <= ALL_EDGES_UP_TO:
+                axes.plot([t, t + 1], [i, j], **(BEST_EDGE if best else EDGE))
+                if best or n <= ALL_LABELS_UP_TO:
                     _edge_label(axes, (t, i), (t + 1, j), f"{a:.4g}·{b:.4g}", best)
 
 
-def _edge_label(axes, start, end, text: str, best: bool) -> None:
+def _edge_label(axes, start: tuple, end: tuple, text: str, best: bool) -> None:
     share = LABEL_AT[abs(start[1] - end[1])] if abs(start[1] - end[1]) < len(LABEL_AT) else 0.5
     x, y = (start[k] + share * (end[k] - start[k]) for k in (0, 1))
-    rise, run = SCALE[1] * (start[1] - end[1]), SCALE[0] * (end[0] - start[0])  # the axis of y points downwards
+    rise, run = SCALE[1] * (start[1] - end[1]), SCALE[0] * (end[0] - start[0])  # the y axis points down
     weight, color = ("bold", "#c00000") if best else ("normal", "#444444")
     box = {"boxstyle": "square,pad=0.12", "fc": "white", "ec": "none"}
     style = {"ha": "center", "va": "center", "fontsize": 9, "weight": weight, "color": color, "bbox": box}

@@ -1,9 +1,8 @@
-"""A sequence under a hidden Markov model, worked through on paper: every number with its formula filled in.
+"""A sequence under a hidden Markov model, worked through as on paper: every number with its formula filled in.
 
-`walkthrough()` makes a document in the notation of the handout (and of Rabiner's tutorial, whose ψ is its φ), in
-Chinese or English (`words.py`). Small problems are computed in fractions and shown with all formulas; larger ones by
-`inference.py`, as tables, of which the middle is left out when they are long. How a document is printed is the matter
-of `render.py`.
+`walkthrough()` makes a document in the notation of the handout (and of Rabiner's tutorial; the handout's φ is his ψ),
+in Chinese or English (`words.py`). Small problems are computed in fractions and shown with all formulas; larger ones
+are computed by `inference.py` and shown as tables, without their middle when they are long. `render.py` prints it.
 """
 
 import math
@@ -14,17 +13,17 @@ import numpy as np
 
 from inference import Path, backward, forward, pair_posterior, posterior, viterbi
 from markov import HMM, all_paths, by_definition
-from render import Formulas, Heading, Table, Text, decimal, equals, log_number, name, operand, plain, times
+from render import Formulas, Heading, Table, Text, decimal, equals, log_number, name, operand, times
 from words import Words
 
-FORMULAS_UP_TO = 128  # T·N²: worked out in fractions up to here, tables of floats beyond
+FORMULAS_UP_TO = 128  # T·N²: formulas with fractions up to here, tables of floats beyond
 PATHS_UP_TO = 64  # N^T: all paths are listed up to here
-PATH_UP_TO = 200  # T: paths of --kbest are written out, for they may differ anywhere
+PATH_UP_TO = 200  # T: paths of --kbest are shown in full up to here, because they may differ anywhere
 ROWS, COLUMNS = 24, 16  # of a table that is shown in full
 
 
 def walkthrough(model: HMM, obs: Sequence[int], lang: str) -> list:
-    """The document, a list of blocks, about `obs` (T,); `lang` is zh or en. Raises ModelError."""
+    """The document, a list of blocks for `render`, about `obs` (T,); `lang` is zh or en. Raises ModelError."""
     obs, say = model.check(obs).tolist(), Words(lang)
     work = Worked if len(obs) * len(model.states) ** 2 <= FORMULAS_UP_TO else Tabulated
     shown = work(model, obs, say)
@@ -34,8 +33,8 @@ def walkthrough(model: HMM, obs: Sequence[int], lang: str) -> list:
     return [*document, *shown.posteriors(), *shown.viterbi(), *shown.answer()]
 
 
-def kbest_section(model: HMM, obs: np.ndarray, paths: list[Path], k: int, lang: str) -> list:
-    """The block about the `k` best paths of `obs`."""
+def kbest_section(model: HMM, paths: list[Path], k: int, lang: str) -> list:
+    """The blocks about `paths`: the `k` best of a sequence, or all of them if fewer are possible."""
     say = Words(lang)
     rows = [
         [str(rank), _names(model, path.states, ", ", whole=PATH_UP_TO), log_number(path.log_probability)]
@@ -61,21 +60,21 @@ def _model(model: HMM, obs: list[int], say: Words) -> list:
     states = [rf"S_{{{i}}} {name(state)}" for i, state in enumerate(model.states, start=1)]
     tables = [
         Table(r"\pi_i = P(q_1 = S_i)", ["", r"\pi_i"], [[s, operand(p)] for s, p in zip(states, pi, strict=True)]),
-        _wide(say, r"A: a_{ij} = P(q_{t+1} = S_j \mid q_t = S_i)", states, states, a),
-        _wide(say, r"B: b_i(k) = P(o_t = k \mid q_t = S_i)", states, [name(symbol) for symbol in model.symbols], b),
+        *_matrix(say, r"A: a_{ij} = P(q_{t+1} = S_j \mid q_t = S_i)", states, states, a),
+        *_matrix(say, r"B: b_i(k) = P(o_t = k \mid q_t = S_i)", states, [name(symbol) for symbol in model.symbols], b),
     ]
     shown = _short([name(model.symbols[o]) for o in obs])
     return [Heading(say("model")), *tables, Heading(say("observed")), Text("O = " + ", ".join(shown))]
 
 
-def _wide(say: Words, title: str, rows: list[str], columns: list[str], cells: list[list]) -> Table:
+def _matrix(say: Words, title: str, rows: list[str], columns: list[str], cells: list[list]) -> list:
     if len(columns) > COLUMNS:
-        return Text(f"{title} {say('wide', n=len(columns))}")
-    return Table(title, ["", *columns], [[r, *map(operand, row)] for r, row in zip(rows, cells, strict=True)])
+        return [Formulas([title]), Text(say("wide matrix", n=len(columns)))]  # it stands in the model's file
+    return [Table(title, ["", *columns], [[r, *map(operand, row)] for r, row in zip(rows, cells, strict=True)])]
 
 
 def _elided(rows: Sequence, say: Words, make: Callable) -> tuple[list, list]:
-    """make(t, row) of the rows, of which the middle is left out if they are many; and a text that says so."""
+    """make(t, row) for each row, and no note; or without the middle if there are many rows, and a note that says so."""
     if len(rows) <= ROWS:
         return [make(t, rows[t]) for t in range(len(rows))], []
     ends = [*range(ROWS // 2), *range(len(rows) - ROWS // 2, len(rows))]
@@ -85,7 +84,7 @@ def _elided(rows: Sequence, say: Words, make: Callable) -> tuple[list, list]:
 
 
 class Tabulated:
-    """A large problem: tables of what `inference.py` says."""
+    """A large problem: tables of what `inference.py` computes."""
 
     def __init__(self, model: HMM, obs: list[int], say: Words):
         self.model, self.obs, self.say = model, np.array(obs), say
@@ -93,14 +92,16 @@ class Tabulated:
         self.possible = self.alpha.log_norm[-1] > -math.inf
 
     def impossible_at(self) -> int:
+        """The number of observations, from the first on, that no state sequence emits."""
         return int(np.flatnonzero(np.isneginf(self.alpha.log_norm))[0]) + 1
 
     def table(
         self, title: str, logs: np.ndarray, columns: list[str] | None = None, cell: Callable = log_number
     ) -> list:
+        """The rows of `logs` (T, columns), each with its time and symbol; cell(x) prints an entry."""
         columns = columns or [f"S_{{{i + 1}}}" for i in range(logs.shape[1])]
         if len(columns) > COLUMNS:
-            return [Text(plain(title) + " " + self.say("wide", n=len(columns)))]
+            return [Formulas([title]), Text(self.say("wide", n=len(columns)))]
         rows, note = _elided(
             logs, self.say, lambda t, row: [str(t + 1), name(self.model.symbols[self.obs[t]]), *map(cell, row)]
         )
@@ -135,8 +136,8 @@ class Tabulated:
             title, n = r"\xi_t(i,j) = P(q_t = S_i, q_{t+1} = S_j \mid O, \lambda)", len(self.model.states)
             pairs = [rf"S_{{{i}}} \to S_{{{j}}}" for i in range(1, n + 1) for j in range(1, n + 1)]
             blocks.append(Heading(self.say("xi")))
-            if len(pairs) > COLUMNS:
-                return [*blocks, Text(self.say("wide", n=len(pairs)))]
+            if len(pairs) > COLUMNS:  # before all the T·N² numbers are computed
+                return [*blocks, Formulas([title]), Text(self.say("wide", n=len(pairs)))]
             xi = np.log(pair_posterior(self.model, self.obs)).reshape(len(self.obs) - 1, n * n)
         return [*blocks, *self.table(title, xi, pairs)]
 
@@ -153,8 +154,9 @@ class Tabulated:
         )
 
 
-def _state(number: int) -> str:
-    return f"S_{{{number + 1}}}" if number >= 0 else name("–")
+def _state(i: int) -> str:
+    """S_i as a formula, or – for -1."""
+    return f"S_{{{i + 1}}}" if i >= 0 else name("–")
 
 
 def _answer(model, obs, say, likelihood: str, best: str, log_share: float, path) -> list:
@@ -176,27 +178,38 @@ class Worked:
         self.states, self.end = range(len(self.pi)), len(obs) - 1
 
     def impossible_at(self) -> int:
+        """The number of observations, from the first on, that no state sequence emits."""
         return next(t for t, row in enumerate(self.v.alpha, start=1) if not any(row))
 
     def b_of(self, i: int, t: int) -> str:
+        """b_i(o_t), as a formula."""
         return rf"b_{{{i + 1}}}({name(self.model.symbols[self.obs[t]])})"
 
     def at(self, variable: str, t: int, i: int) -> str:
+        """α_t(i), or another variable, as a formula."""
         return rf"\{variable}_{{{t + 1}}}({i + 1})"
 
+    def first(self, variable: str, values: list) -> list[str]:
+        """The lines of α_1 or δ_1, which are the same."""
+        return [
+            rf"{self.at(variable, 0, i)} = \pi_{{{i + 1}}} \cdot {self.b_of(i, 0)} "
+            rf"= {times(self.pi[i], self.b[i][self.obs[0]])} {equals(values[i])}"
+            for i in self.states
+        ]
+
+    def into(self, variable: str, values: list, t: int, i: int, comma: str) -> tuple[str, str]:
+        """The products of α_{t-1}(j) or δ_{t-1}(j) with a_ji for all j: with letters, and with `values` filled in."""
+        letters = comma.join(rf"{self.at(variable, t - 1, j)} \cdot a_{{{j + 1}{i + 1}}}" for j in self.states)
+        return letters, comma.join(times(values[j], self.a[j][i]) for j in self.states)
+
     def forward(self) -> list:
-        alpha, lines = self.v.alpha, []
-        for i in self.states:
-            filled = times(self.pi[i], self.b[i][self.obs[0]])
-            lines.append(
-                rf"{self.at('alpha', 0, i)} = \pi_{{{i + 1}}} \cdot {self.b_of(i, 0)} = {filled} {equals(alpha[0][i])}"
-            )
+        alpha = self.v.alpha
+        lines = self.first("alpha", alpha[0])
         for t in range(1, self.end + 1):
             for i in self.states:
-                symbols = " + ".join(rf"{self.at('alpha', t - 1, j)} \cdot a_{{{j + 1}{i + 1}}}" for j in self.states)
-                filled = " + ".join(times(alpha[t - 1][j], self.a[j][i]) for j in self.states)
+                letters, filled = self.into("alpha", alpha[t - 1], t, i, " + ")
                 lines.append(
-                    rf"{self.at('alpha', t, i)} = [{symbols}] \cdot {self.b_of(i, t)} "
+                    rf"{self.at('alpha', t, i)} = [{letters}] \cdot {self.b_of(i, t)} "
                     rf"= [{filled}] \cdot {operand(self.b[i][self.obs[t]])} {equals(alpha[t][i])}"
                 )
         rule = r"\alpha_{t+1}(i) = [\sum_j \alpha_t(j) a_{ji}] b_i(o_{t+1})"
@@ -256,6 +269,7 @@ class Worked:
         return blocks
 
     def paths(self) -> list:
+        """All paths with their probabilities, if there are not too many."""
         number = len(self.pi) ** len(self.obs)
         if number > PATHS_UP_TO:
             return []
@@ -274,22 +288,17 @@ class Worked:
         return [Heading(self.say("paths", n=number)), table, Formulas([check])]
 
     def viterbi(self) -> list:
-        delta, lines = self.v.delta, []
-        for i in self.states:
-            filled = times(self.pi[i], self.b[i][self.obs[0]])
-            lines.append(
-                rf"{self.at('delta', 0, i)} = \pi_{{{i + 1}}} \cdot {self.b_of(i, 0)} = {filled} {equals(delta[0][i])}"
-            )
+        delta = self.v.delta
+        lines = self.first("delta", delta[0])
         for t in range(1, self.end + 1):
             for i in self.states:
-                symbols = ", ".join(rf"{self.at('delta', t - 1, j)} \cdot a_{{{j + 1}{i + 1}}}" for j in self.states)
-                filled = ", ".join(times(delta[t - 1][j], self.a[j][i]) for j in self.states)
+                letters, filled = self.into("delta", delta[t - 1], t, i, ", ")
                 products = ", ".join(operand(delta[t - 1][j] * self.a[j][i]) for j in self.states)
-                psi = rf"\psi_{{{t + 1}}}({i + 1}) = {self.v.psi[t][i] + 1}"
+                b = operand(self.b[i][self.obs[t]])
                 lines.append(
-                    rf"{self.at('delta', t, i)} = \max[{symbols}] \cdot {self.b_of(i, t)} = \max[{filled}] \cdot "
-                    rf"{operand(self.b[i][self.obs[t]])} = \max[{products}] \cdot "
-                    rf"{operand(self.b[i][self.obs[t]])} {equals(delta[t][i])}, {psi}"
+                    rf"{self.at('delta', t, i)} = \max[{letters}] \cdot {self.b_of(i, t)} "
+                    rf"= \max[{filled}] \cdot {b} = \max[{products}] \cdot {b} {equals(delta[t][i])}, "
+                    rf"\psi_{{{t + 1}}}({i + 1}) = {self.v.psi[t][i] + 1}"
                 )
         rule = r"\delta_{t+1}(i) = \max_j[\delta_t(j) a_{ji}] b_i(o_{t+1})"
         rule += r", \psi_{t+1}(i) = \operatorname{argmax}_j \delta_t(j) a_{ji}"
@@ -297,22 +306,17 @@ class Worked:
         return [*self.paths(), *blocks, Text(self.say("trace")), Formulas(self.trace()), Text(self.say("ties"))]
 
     def trellis(self) -> Table:
-        header = [
-            "t",
-            "o_t",
-            *(rf"\delta_t({i + 1})" for i in self.states),
-            *(rf"\psi_t({i + 1})" for i in self.states),
-        ]
+        """δ, ψ and the best path as a table with one row per time."""
+        columns = [rf"\{variable}_t({i + 1})" for variable in ("delta", "psi") for i in self.states]
         rows = []
-        for t, o in enumerate(self.obs):
-            deltas = [operand(x) + ("^*" if i == self.v.path[t] else "") for i, x in enumerate(self.v.delta[t])]
-            backs = [f"S_{{{j + 1}}}" if t else name("–") for j in self.v.psi[t]]
-            rows.append([str(t + 1), name(self.model.symbols[o]), *deltas, *backs])
-        return Table(
-            "", [*header, "q^*_t"], [[*row, f"S_{{{q + 1}}}"] for row, q in zip(rows, self.v.path, strict=True)]
-        )
+        for t, (o, best) in enumerate(zip(self.obs, self.v.path, strict=True)):
+            deltas = [operand(x) + ("^*" if i == best else "") for i, x in enumerate(self.v.delta[t])]
+            backs = [_state(j if t else -1) for j in self.v.psi[t]]
+            rows.append([str(t + 1), name(self.model.symbols[o]), *deltas, *backs, _state(best)])
+        return Table("", ["t", "o_t", *columns, "q^*_t"], rows)
 
     def trace(self) -> list[str]:
+        """The lines that go from P* back along ψ."""
         path, last = self.v.path, self.v.delta[self.end]
         filled = ", ".join(operand(x) for x in last)
         lines = [

@@ -1,15 +1,15 @@
-"""How fast hmm.py is beside hmmlearn (C++): score, posterior and Viterbi, as ratios in one run.
+"""How fast hmm.py is compared with hmmlearn (C++): score, posterior and Viterbi, as ratios in one run.
 
   ours            score(), posterior() and best_path(), with the check of the observations
   log, scaling    hmmlearn's CategoricalHMM with either of its implementations (Viterbi has only one)
 
-Each time is the best of some calls in turn, with one thread, of a model that has been used before (the fractions that
-ties are judged by are made once a model). `random` models have rows from the uniform distribution over distributions; a
-`sticky` one stays in its state with probability 0.999, so that guesses of where a block begins fail (see scans.py) and
-matrix products have to be made. Peak memory (Linux) is that of a process that makes only ours.
+Each time is the best of several calls, taken in turn, with one thread, for a model that has been used before (the
+fractions that decide ties are computed once per model). `random` models have rows from the uniform distribution over
+distributions; a `sticky` model stays in its state with probability 0.999, so that the guesses of where a block begins
+fail (see scans.py) and matrix products are needed. Peak memory (Linux) is that of a process that runs only ours.
 
   python benchmarks/hmm.py                            N = 2, 8, 32 states and T = 10³ … 10⁶
-  python benchmarks/hmm.py --states 2 --kind sticky   a chain that remembers
+  python benchmarks/hmm.py --states 2 --kind sticky   a chain that forgets slowly
 """
 
 import os
@@ -17,7 +17,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy comes in
 
 import argparse
-import json
 import re
 import subprocess
 import sys
@@ -37,6 +36,7 @@ SLOW = 10**8  # T·N²: fewer calls from here on
 
 
 def problem(kind: str, n: int, length: int) -> tuple[HMM, np.ndarray]:
+    """A model of n states and observations (T,)."""
     rng = np.random.default_rng(n)
     transmat = rng.dirichlet(np.ones(n), size=n)
     if kind == "sticky":
@@ -46,6 +46,7 @@ def problem(kind: str, n: int, length: int) -> tuple[HMM, np.ndarray]:
 
 
 def with_hmmlearn(model: HMM, implementation: str):
+    """The model as an hmmlearn model."""
     from hmmlearn.hmm import CategoricalHMM
 
     other = CategoricalHMM(len(model.startprob), n_features=NUM_SYMBOLS, implementation=implementation)
@@ -54,6 +55,7 @@ def with_hmmlearn(model: HMM, implementation: str):
 
 
 def ways_of(task: str, model: HMM, obs: np.ndarray) -> dict[str, Callable]:
+    """Calls that do the task, by the name of their implementation."""
     ways = {"ours": lambda: OURS[task](model, obs)}
     for implementation in ("log",) if task == "viterbi" else ("log", "scaling"):
         method = getattr(with_hmmlearn(model, implementation), THEIRS[task])
@@ -62,7 +64,7 @@ def ways_of(task: str, model: HMM, obs: np.ndarray) -> dict[str, Callable]:
 
 
 def fastest(ways: dict[str, Callable], calls: int) -> dict[str, float]:
-    """Seconds of the fastest call of each way; the ways take turns, so that a noisy moment hurts all alike."""
+    """Seconds of the fastest call of each way; the ways take turns, so that a noisy moment affects all alike."""
     ways["ours"]()
     seconds = dict.fromkeys(ways, float("inf"))
     for _ in range(calls):
@@ -80,22 +82,13 @@ def agree(model: HMM, obs: np.ndarray) -> float:
 
 
 def memory(kind: str, n: int, length: int) -> float:
-    command = [
-        sys.executable,
-        __file__,
-        "--part",
-        "memory",
-        "--kind",
-        kind,
-        "--states",
-        str(n),
-        "--lengths",
-        str(length),
-    ]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    """The peak memory in MB of a process that runs only ours."""
+    flags = f"--part memory --kind {kind} --states {n} --lengths {length}".split()
+    return float(subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True, check=True).stdout)
 
 
 def table(args) -> None:
+    """Prints a row for each size and task, then the differences and the peak memory."""
     print("| N | T | task | ours, ms | hmmlearn log, ms | scaling, ms | ours is faster by, log | scaling |")
     print("|---|---|---|---|---|---|---|---|")
     notes = []
@@ -118,20 +111,21 @@ def table(args) -> None:
 
 
 def only_ours(args) -> None:
+    """Runs ours once and prints the peak memory in MB."""
     model, obs = problem(args.kind, args.states[0], args.lengths[0])
     for way in OURS.values():
         way(model, obs)
-    status = Path(
-        "/proc/self/status"
-    ).read_text()  # ru_maxrss would not be below that of the process that began this one
+    status = Path("/proc/self/status").read_text()  # ru_maxrss would include the process that started this one
     print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--states", type=int, nargs="+", default=[2, 8, 32])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[10**3, 10**4, 10**5, 10**6])
-    parser.add_argument("--kind", choices=["random", "sticky"], default="random")
+    parser.add_argument("--states", type=int, nargs="+", default=[2, 8, 32], metavar="N", help="numbers of states")
+    parser.add_argument(
+        "--lengths", type=int, nargs="+", default=[10**3, 10**4, 10**5, 10**6], metavar="T", help="of the sequences"
+    )
+    parser.add_argument("--kind", choices=["random", "sticky"], default="random", help="of models")
     parser.add_argument("--part", choices=["table", "memory"], default="table", help=argparse.SUPPRESS)
     args = parser.parse_args()
     {"table": table, "memory": only_ours}[args.part](args)

@@ -1,17 +1,19 @@
 import json
 from fractions import Fraction as F
+from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
+from hmm_problems import GOOD, HML, enumerate_paths, small_problems
 from hypothesis import given, settings
-from test_hmm import enumerate_paths, small_problems
 
 import hmm
 from hmm import HMM, PHONE_STORE, ModelError, load_model
 from markov import all_paths, by_definition, read_sequences
 
 
-def test_exercise_in_fractions():
+def test_exercise_has_its_exact_values():
     v = by_definition(*PHONE_STORE.exact, [0, 1, 2])
     assert v.likelihood == F(3541, 100000)
     assert v.alpha == [[F(1, 5), F(1, 10)], [F(17, 250), F(39, 1000)], [F(603, 50000), F(467, 20000)]]
@@ -58,9 +60,57 @@ def test_fractions_stay_exact():
     assert HMM([third, 1 - third], np.eye(2), np.eye(2)).exact[0] == [third, 1 - third]
 
 
-# Files.
+# Bad models.
 
-GOOD = {"startprob": [0.5, 0.5], "transmat": [[0.6, 0.4], [0.5, 0.5]], "emissionprob": [[0.4, 0.6], [0.2, 0.8]]}
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"startprob": [0.5, 0.6]}, "startprob sums to 1.1"),
+        ({"transmat": [[0.6, 0.4], [0.5, 0.500002]]}, "transmat row 2 sums to 1.000002"),
+        ({"emissionprob": [[0.4, 0.6], [1.2, -0.2]]}, "emissionprob row 2, entry 2 is -0.2.*row sum 1"),
+        ({"transmat": [[float("nan"), 0.4], [0.5, 0.5]]}, "transmat row 1, entry 1 is nan"),
+        ({"transmat": [[float("inf"), 0.4], [0.5, 0.5]]}, "transmat row 1 sums to inf"),
+        ({"transmat": [[0.2, 0.3, 0.5]] * 2}, r"transmat has shape \(2, 3\), not \(2, 2\)"),
+        ({"emissionprob": [[0.4, 0.6]] * 3}, r"emissionprob has shape \(3, 2\), not \(2, 2\)"),
+        ({"startprob": [[0.5, 0.5]]}, r"startprob has shape \(1, 2\)"),
+        ({"startprob": []}, "startprob has shape"),
+        ({"emissionprob": [[], []]}, "emissionprob has shape"),
+        ({"transmat": [[1.0], [0.5, 0.5]]}, "transmat is not a table of numbers"),
+        ({"transmat": [["a", "b"], [0.5, 0.5]]}, "transmat is not a table of numbers"),
+        ({"states": ["a", "a"]}, "states must be 2 different names"),
+        ({"symbols": ["H", "M", "L"]}, "symbols must be 2 different names"),
+    ],
+)
+def test_bad_model_is_named(change, message):
+    with pytest.raises(ModelError, match=message):
+        HMM(**{**GOOD, **change})
+
+
+def test_rows_may_differ_from_one_by_rounding():
+    HMM(**{**GOOD, "startprob": [0.5, 0.5000009]})
+
+
+def test_model_cannot_be_changed_afterwards():
+    mine = np.array([0.5, 0.5])
+    model = HMM(**{**GOOD, "startprob": mine})
+    mine[0] = 7
+    assert model.startprob.tolist() == [0.5, 0.5]
+    with pytest.raises(ValueError):
+        model.transmat[0, 0] = 7
+
+
+def test_exercise_in_data_is_the_exercise():
+    model = load_model(ROOT / "data/hmm/phone_store.json")
+    for field in "startprob", "transmat", "emissionprob", "states", "symbols":
+        assert np.array_equal(getattr(model, field), getattr(PHONE_STORE, field))
+
+
+def test_encode_gives_indices_of_symbols():
+    assert PHONE_STORE.encode("HML").tolist() == HML
+
+
+# Files.
 
 
 @pytest.fixture
@@ -121,12 +171,12 @@ def test_saved_model_reads_the_same(write):
         ("[" * 100_000, ["is not a JSON file"]),
     ],
 )
-def test_bad_file_is_one_line_that_names_it(assert_user_error, write, content, words):
+def test_bad_file_gets_one_line_that_names_it(assert_user_error, write, content, words):
     path = write(content)
     assert_user_error(hmm, "--model", path, "--obs", "v1", words=[path, *words])
 
 
-def test_file_that_is_no_text(assert_user_error, tmp_path):
+def test_file_that_is_not_text_gets_one_line(assert_user_error, tmp_path):
     path = tmp_path / "model.json"
     path.write_bytes(b"\xff\xfe\x00")
     assert_user_error(hmm, "--model", path, "--obs", "v1", words=["is not a JSON file"])
@@ -137,7 +187,7 @@ def test_file_that_is_no_text(assert_user_error, tmp_path):
 # Observations.
 
 
-def test_sequences_from_a_file(write):
+def test_sequences_are_read_from_a_file(write):
     path = write("# H first\nH,M,L\n L   H\nM\n\n", "obs.txt")
     assert [obs.tolist() for obs in read_sequences(PHONE_STORE, str(path))] == [[0, 1, 2], [2, 0], [1]]
 
@@ -156,9 +206,21 @@ def test_bad_file_of_sequences_is_named_with_its_line(assert_user_error, write, 
     assert_user_error(hmm, "--obs", path, words=[path, *words])
 
 
+def test_unreadable_file_of_sequences_is_named_once(assert_user_error, write, monkeypatch):
+    path = write("H,M", "obs.txt")
+
+    def refuse(self, **kwargs):
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    assert assert_user_error(hmm, "--obs", path) == f"hmm.py: error: cannot read {path}: Permission denied\n"
+
+
 def test_text_is_taken_for_symbols_if_there_is_no_such_file():
     assert [obs.tolist() for obs in read_sequences(PHONE_STORE, "H, M")] == [[0, 1]]
     with pytest.raises(ModelError, match="no file of that name"):
         read_sequences(PHONE_STORE, "obs.txt")
+    with pytest.raises(ModelError, match=r"unknown symbol 'H', .* something like --obs v1,v2"):
+        read_sequences(HMM(**GOOD), "H,M")
     with pytest.raises(ModelError, match="unknown symbol"):
         read_sequences(PHONE_STORE, "X" * 5000)

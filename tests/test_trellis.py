@@ -1,18 +1,19 @@
 import numpy as np
 import pytest
+from hmm_problems import HML
 from matplotlib.image import imread
 
+import fonts
 import hmm
 import trellis
+from cli import UserError
 from hmm import HMM, PHONE_STORE, ImpossibleSequenceError
 from trellis import plot
 
-HML = [0, 1, 2]
 
-
-def drawn(show="delta", model=PHONE_STORE, obs=HML, fonts=("DejaVu Sans",)):
-    """The axes, its texts as {text: bold}, and its lines as {(start, end): width}."""
-    (axes,) = trellis._draw(model, np.array(obs), show, list(fonts)).axes
+def drawn(show="delta", model=PHONE_STORE, obs=HML, missing=frozenset()):
+    """The texts as (text, bold), and the lines as {(start, end): width}."""
+    (axes,) = trellis._draw(model, np.array(obs), show, missing).axes
     texts = [(text.get_text(), text.get_weight() == "bold") for text in axes.texts]
     lines = {tuple(map(tuple, line.get_xydata().tolist())): line.get_linewidth() for line in axes.lines}
     return texts, lines
@@ -46,17 +47,17 @@ def test_edges_that_are_impossible_are_not_drawn():
 
 
 def test_name_without_a_font_falls_back_to_its_number():
-    texts = [text for text, _ in drawn(fonts=["DejaVu Sans"])[0]]
+    texts = [text for text, _ in drawn(missing={"畅"})[0]]
     assert "S1" in texts and "S2" in texts and not any("畅" in text for text in texts)
-    fonts = trellis._fonts()
-    if len(fonts) > 1:
-        assert "S1 畅销" in [text for text, _ in drawn(fonts=fonts)[0]]
+    assert "o₁ = H" in texts
+    texts = [text for text, _ in drawn()[0]]
+    assert "S1 畅销" in texts and "S2 滞销" in texts
 
 
-def test_symbols_are_written_beside_their_times():
+@pytest.mark.parametrize(("missing", "text"), [("", "o₂ = $x$"), ("红", "o₂ = v2")])
+def test_symbols_are_written_above_their_times(missing, text):
     model = HMM([1], [[1]], [[0.5, 0.5]], symbols=["红", "$x$"])
-    texts = [text for text, _ in drawn(model=model, obs=[0, 1], fonts=trellis._fonts())[0]]
-    assert "o₂ = $x$" in texts if len(trellis._fonts()) > 1 else "o₂ = v2" in texts
+    assert text in dict(drawn(model=model, obs=[0, 1], missing=set(missing))[0])
 
 
 def test_chinese_symbols_are_drawn_without_a_warning(tmp_path, recwarn, caplog):
@@ -65,7 +66,8 @@ def test_chinese_symbols_are_drawn_without_a_warning(tmp_path, recwarn, caplog):
 
 
 def test_machine_without_chinese_fonts_draws_without_a_warning(tmp_path, monkeypatch, recwarn):
-    monkeypatch.setattr(trellis, "CHINESE_FONTS", [])
+    bundled = {fonts.BUNDLED: fonts.installed()[fonts.BUNDLED]}
+    monkeypatch.setattr(fonts, "installed", lambda: bundled)
     plot(PHONE_STORE, HML, tmp_path / "a.png")
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
     assert imread(tmp_path / "a.png").std() > 0.05
@@ -91,10 +93,17 @@ def test_large_and_awkward_models_are_drawn(tmp_path, recwarn):
     assert not [w for w in recwarn if "Glyph" in str(w.message)]
 
 
-def test_too_much_and_impossible_are_said(assert_user_error, tmp_path):
+@pytest.mark.parametrize(("length", "n"), [(25, 1), (1, 11)])
+def test_too_many_times_or_states_are_refused(tmp_path, length, n):
+    model = HMM(np.full(n, 1 / n), np.full((n, n), 1 / n), np.ones((n, 1)))
+    with pytest.raises(UserError, match="up to 24 observations and 10 states"):
+        plot(model, [0] * length, tmp_path / "a.png")
+
+
+def test_what_cannot_be_drawn_leaves_no_file(assert_user_error, tmp_path):
     with pytest.raises(ImpossibleSequenceError, match=r"P\(O\) = 0"):
         plot(HMM([1, 0], np.eye(2), np.eye(2)), [0, 1], tmp_path / "a.png")
-    assert_user_error(hmm, "--plot", tmp_path / "no" / "a.png", words=["No such file", "no"])
+    assert_user_error(hmm, "--plot", tmp_path / "no" / "a.png", words=["--plot", "there is no folder", tmp_path / "no"])
     (tmp_path / "obs").write_text("H\nM\n")
     assert_user_error(hmm, "--plot", tmp_path / "a.png", "--obs", tmp_path / "obs", words=["draws one sequence", "2"])
     assert [path.name for path in tmp_path.iterdir()] == ["obs"]
