@@ -23,7 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cli import ArgumentParser, UserError, atomic_write, number, run
-from constraint import FormRules, FormWriter
+from constraint import FormRules
 from forms import Forms, read_text
 from generation import DEFAULT, Text, generate
 from loss import perplexity
@@ -31,7 +31,7 @@ from model import GPT, load_model
 from poems import read_poems
 from prepare import DEFAULT_DATA_ROOT, Vocabulary
 from runlog import plot_curves, read_log
-from sample import FORM_CONTROLS, canonical_title, read_start, sample_seed, samples
+from sample import FORM_CONTROLS, canonical_title, new_text, read_start, sample_seed, samples
 from scores import Poem, diversity, form_scores, han, novelty
 
 CURVES = ["train_loss", "val_loss", "train_perplexity", "val_perplexity"]
@@ -112,10 +112,7 @@ def write_poems(model: GPT, vocabulary: Vocabulary, tunes: list[str], seed: int,
     for first in tqdm(range(0, len(tunes), 100), desc="form" if rules else "free", unit="batch", disable=None):
         batch = {}
         for i in order[first : first + 100]:
-            start = f"+++{tunes[i]}\n"
-            constraint = FormWriter(rules, start) if rules else None
-            prompt = vocabulary.encode(start).tolist()
-            batch[i] = Text(model.config, prompt, sample_seed(seed, i), constraint=constraint)
+            batch[i] = new_text(model, vocabulary, f"+++{tunes[i]}\n", sample_seed(seed, i), rules)
         bound = sys.maxsize if rules else MAX_POEM
         controls = FORM_CONTROLS if rules else DEFAULT
         for _ in generate(model, list(batch.values()), bound, controls, stop_at_title=rules is None):
