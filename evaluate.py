@@ -153,9 +153,9 @@ def scoreboard(folders: list[Path], data_root: str, count: int, seed: int) -> di
             scores[name] = model_scores(folder, data_root) | {"seconds": seconds}
             if kind == "form":
                 tokens = sum(len(text.new) for text in texts)
-                kept = [text.kept / len(text.new) for text in texts]
-                scores[name]["price of the form, nats a token"] = -sum(text.kept for text in texts) / tokens
-                scores[name]["probability that the form kept"] = sum(map(math.exp, kept)) / len(kept)
+                means = [math.exp(text.allowed_log_prob / len(text.new)) for text in texts]
+                scores[name]["price of the form, nats a token"] = -sum(text.allowed_log_prob for text in texts) / tokens
+                scores[name]["probability that the form kept"] = sum(means) / len(means)
     new = novelty(sets, training)
     for name, poems in sets.items():
         scores[name] |= {"tunes": float(len(set(tunes)))} | form_scores(poems, forms) | diversity(poems) | new[name]

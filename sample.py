@@ -25,7 +25,7 @@ from pathlib import Path
 from cli import ArgumentParser, UserError, number, run
 from constraint import FormRules, FormWriter
 from device import choose_device, seed_of
-from forms import Forms, check
+from forms import Forms, check, read_text
 from generation import DEFAULT, KEEP, Controls, Text, generate
 from model import GPT, load_model
 from poems import read_poems
@@ -46,13 +46,12 @@ class Sample:
 
 
 def read_start(start: str) -> str:
-    """The text that --start stands for: FILE:path is read, \\n typed in a shell is a line end."""
+    """The text that --start stands for: FILE:path is read, \\n typed in a shell is a line end.
+
+    Raises UserError if it is empty or the file cannot be read.
+    """
     if start.startswith("FILE:"):
-        path = Path(start.removeprefix("FILE:"))
-        try:
-            start = path.read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a path that cannot be one
-            raise UserError(f"--start: cannot read {path} as UTF-8 text: {error}") from None
+        start = read_text(Path(start.removeprefix("FILE:")))
     else:
         start = start.replace("\\n", "\n")
     if not start:

@@ -5,8 +5,9 @@ import pytest
 from conftest import RHYMES, tuned_text
 
 import prepare
-from forms import Forms, read_poems
+from forms import Forms
 from learnforms import learn, rhyme_classes, rhyme_scheme
+from poems import read_poems
 
 
 def poems_of(text: str) -> list[tuple[str, str]]:
