@@ -156,7 +156,7 @@ def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def sample_next(logits: Tensor, uniform: Tensor, controls: Controls, seen: Tensor | None = None) -> Tensor:
-    """Chooses a token in each row of logits (B, V) by random numbers `uniform` (B,) in [0, 1) on the CPU; returns (B,) ids.
+    """Chooses a token in each row of logits (B, V) by `uniform`, (B,) numbers in [0, 1) on the CPU; returns (B,) ids.
 
     1. The logits of tokens that the text has already (`seen`, (B, V) booleans) are lowered by the repetition penalty:
        divided by it if positive, multiplied if negative (Keskar et al. 2019).

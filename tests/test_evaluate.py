@@ -11,19 +11,8 @@ def test_runs_are_compared_in_a_table_a_picture_and_a_poem_each(call, data_root,
     no_pos = train_tiny(data_root, tmp_path / "no_pos", "-no_pos")
     out = tmp_path / "results.md"
     out.write_text("# Before\n\n<!-- ablation -->\nold\n<!-- /ablation -->\n\nAfter\n", encoding="utf-8")
-    arguments = [
-        "--ckpt_path",
-        ckpt_path,
-        no_pos,
-        "--out",
-        out,
-        "--start",
-        "+++清平乐\n",
-        "--max_new_tokens",
-        20,
-        "--samples",
-        0,
-    ]
+    arguments = ["--ckpt_path", ckpt_path, no_pos, "--out", out, "--start", "+++清平乐\n"]
+    arguments += ["--max_new_tokens", 20, "--samples", 0]
     for _ in range(2):  # a second run replaces what the first has written
         status, printed, _ = call(evaluate, *arguments)
         text = out.read_text(encoding="utf-8")
@@ -59,10 +48,14 @@ def test_outputs_that_cannot_be_written_are_said(assert_user_error, ckpt_path, t
     for flags, words in (
         (["--picture", tmp_path / "p.xyz"], "must end in .png"),
         (["--out", tmp_path], "is a folder"),
-        (["--out", tmp_path / "latin.md", "--max_new_tokens", 0, "--samples", 0], "not a text in UTF-8"),
+        (["--out", tmp_path / "r.json"], "such as r.md"),
+        (["--out", tmp_path / "none" / "r.md"], "no folder"),
+        (["--picture", tmp_path / "none" / "p.png"], "no folder"),
+        (["--out", tmp_path / "latin.md", "--max_new_tokens", 0, "--samples", 0], "not UTF-8 text"),
         (["--start", ""], "--start is empty"),
     ):
         assert_user_error(evaluate, "--ckpt_path", ckpt_path, *flags, words=[words])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latin.md", "latin.png"]
 
 
 def test_poems_by_people_and_by_the_model_are_scored_side_by_side(call, tuned_root, tuned_ckpt, tmp_path):
