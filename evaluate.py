@@ -154,7 +154,7 @@ def scoreboard(folders: list[Path], data_root: str, count: int, seed: int) -> di
                 model, vocabulary, tunes, seed, FormRules(forms, vocabulary) if kind == "form" else None
             )
             seconds = time.perf_counter() - start
-            bodies = [vocabulary.decode(text.new).removesuffix("+++") for text in texts]
+            bodies = [vocabulary.decode(text.new) for text in texts]
             sets[name] = list(zip(tunes, bodies, strict=True))
             scores[name] = model_scores(folder, data_root) | {"seconds": seconds}
             if kind == "form":

@@ -158,6 +158,26 @@ def test_the_acrostic_goes_on_after_the_sentences_given():
         FormWriter(rules, f"+++清平乐\n{body[: body.index('，')]}")
 
 
+def test_a_sentence_begun_in_the_start_is_none_of_the_acrostic():
+    forms = Forms({"小令": [Template(((2, "。"),) * 3, 2, "---")]}, CLASSES)
+    text, _ = write(FormRules(forms, VOCABULARY, "五六"), "+++小令\n一", random.Random(0).choice)
+    assert re.fullmatch(r"\+\+\+小令\n一.。五.。六.。", text)
+
+
+def test_pauses_and_stanza_breaks_come_where_a_template_has_them_and_once():
+    template = Template(((2, "。"), (2, "。")), 2, "--", frozenset({(0, 1)}), frozenset({0}))
+    rules = FormRules(Forms({"小令": [template]}, CLASSES), VOCABULARY)
+    allowed = {body: allowed_chars(FormWriter(rules, f"+++小令\n{body}")) for body in ("", "一", "一、", "一二。三")}
+    assert {body: "、" in chars for body, chars in allowed.items()} == {
+        "": False,
+        "一": True,
+        "一、": False,
+        "一二。三": False,
+    }
+    assert allowed_chars(FormWriter(rules, "+++小令\n一二。")) == {"\n"}
+    assert "\n" not in allowed_chars(FormWriter(rules, "+++小令\n一二。\n"))
+
+
 VOCABULARY_OF_TUNED = Vocabulary("".join(sorted(set(tuned_text(300)))))
 
 

@@ -206,6 +206,20 @@ def test_an_export_that_fails_leaves_what_was_there(exported, ckpt_path, tmp_pat
     assert os.listdir(tmp_path) == ["out"] and (tmp_path / "out" / name).read_text() == "old"
 
 
+def test_an_export_that_cannot_take_its_place_gives_the_old_one_back(exported, ckpt_path, tmp_path, monkeypatch):
+    def rename(path, target):
+        if path.name == ".out.new":
+            raise OSError(13, "Permission denied")
+        return os.rename(path, target)
+
+    shutil.copytree(exported, tmp_path / "out")
+    (tmp_path / "out" / "README.md").write_text("old")
+    monkeypatch.setattr(export.Path, "rename", rename)
+    with pytest.raises(OSError, match="denied"):
+        export.export(ckpt_path, tmp_path / "out")
+    assert os.listdir(tmp_path) == ["out"] and (tmp_path / "out" / "README.md").read_text() == "old"
+
+
 @pytest.mark.parametrize("package", ["safetensors", "tokenizers"])
 def test_a_missing_package_is_named(assert_user_error, ckpt_path, tmp_path, monkeypatch, package):
     for name in [name for name in sys.modules if name.split(".")[0] == package]:

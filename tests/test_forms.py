@@ -53,6 +53,11 @@ def test_the_first_departure_from_the_nearest_template_is_told():
     assert unknown.template is None and not unknown.form
 
 
+def test_the_whole_form_goes_before_the_beginning_of_a_commoner_one():
+    longer = Template((*SHORT.clauses, (2, "。")), 9, "aa-")
+    assert check("小令", "一二东。三四，五六风。", Forms({"小令": [longer, SHORT]}, FORMS.classes)).template is SHORT
+
+
 @pytest.mark.parametrize(("last", "fits"), [("风", True), ("月", False), ("六", False)])
 def test_a_character_of_another_class_or_none_is_out_of_rhyme(last, fits):
     result = check("小令", f"一二东。三四，五六{last}。", FORMS)
