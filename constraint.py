@@ -1,11 +1,12 @@
 """Holds sampling to the forms of forms.py: at each step, the tokens with which a poem can still keep one of them.
 
-The templates of a tune are a trie of clauses. What was written leaves some of them possible, each with the rhyme
-classes that its groups have by now; the model chooses among the characters and marks that one of these allows. A
-template that a choice rules out is dropped, and what is allowed always leaves one: a poem never comes to a dead end.
+What has been written leaves some templates of the tune possible, each with the rhyme classes that its groups have by
+now; the model chooses among the characters and marks that one of these allows. A template that a choice rules out is
+dropped, and what is allowed always leaves one: a poem never comes to a dead end.
 """
 
 from collections import Counter
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,15 +17,15 @@ from forms import Forms, Template
 from poems import MARKS, is_character, tune_of
 from prepare import Vocabulary
 
-ANY, RHYMING = "any character", "any with a rhyme class"  # kinds of tokens, beside characters and numbers of classes
+ANY, RHYMING = "any character", "any with a rhyme class"  # kinds of tokens, beside characters and rhyme classes
 
 
 class FormRules:
     """What the poems of a run have in common: the forms, what --acrostic and --rhyme ask, and the masks of tokens.
 
-    acrostic: the characters with which the sentences begin that the model writes, in order.
+    acrostic: the characters that begin the sentences to be written, in order.
     rhyme: a character that the poem's longest group of rhymes is to rhyme with.
-    Raises UserError if a character cannot be had.
+    Raises UserError if one of these cannot be kept, or if the forms do not belong to the vocabulary.
     """
 
     def __init__(self, forms: Forms, vocabulary: Vocabulary, acrostic: str = "", rhyme: str = ""):
@@ -35,7 +36,6 @@ class FormRules:
         self._classes = np.array([forms.classes.get(char, -1) for char in vocabulary.chars])
         self._countable = np.array([char.isalnum() for char in vocabulary.chars])
         self._masks: dict[frozenset, Tensor] = {}
-        self._titles: list[str] | None = None
         vocabulary.encode(acrostic)
         if not all(map(is_character, acrostic)):
             raise UserError(f"--acrostic {acrostic!r}: only characters can begin a sentence, no marks and no spaces")
@@ -48,7 +48,7 @@ class FormRules:
         self.rhyme_class = forms.classes[rhyme] if rhyme else None
 
     def _can_write(self) -> bool:
-        """Whether there is a form, and the vocabulary has the tunes' names, and what each clause may need."""
+        """Whether there is a form, and the vocabulary has the tunes' names and all that a clause may need."""
         templates = [template for templates in self.forms.tunes.values() for template in templates]
         marks = {"。", *(mark for template in templates for _, mark in template.clauses)}
         rhymes = any(template.scheme.strip("-") for template in templates)
@@ -61,7 +61,7 @@ class FormRules:
         )
 
     def exactly(self, chars: frozenset[str]) -> Tensor:
-        """(V,) True for the tokens of these characters, and of no other mark that counts as the same."""
+        """(V,) True for the tokens of these very characters, not for marks that count as the same."""
         return torch.from_numpy(np.isin(self._codes, list(map(ord, chars))))
 
     def mask(self, kinds: frozenset) -> Tensor:
@@ -78,9 +78,9 @@ class FormRules:
         return self._masks[kinds]
 
     def possible(self, template: Template, groups: dict[str, int], sentences: int) -> dict[str, int] | None:
-        """The classes of the template's rhyme groups with what was asked for, or None if it cannot be had.
+        """{letter: rhyme class} of the template's groups once --acrostic and --rhyme are kept; None if they cannot be.
 
-        groups: those that are settled; sentences: how many have been begun.
+        groups: those that are settled so far; sentences: how many have been begun.
         """
         groups = dict(groups)
         if self.rhyme_class is not None:
@@ -98,41 +98,40 @@ class FormRules:
                     return None
         return groups
 
+    @cached_property
     def titles(self) -> list[str]:
         """The title lines of the tunes of which some template is possible."""
-        if self._titles is None:
-            self._titles = [
-                f"+++{tune}\n"
-                for tune, templates in self.forms.tunes.items()
-                if any(self.possible(template, {}, 0) is not None for template in templates)
-            ]
-        return self._titles
+        return [
+            f"+++{tune}\n"
+            for tune, templates in self.forms.tunes.items()
+            if any(self.possible(template, {}, 0) is not None for template in templates)
+        ]
 
 
 class FormWriter:
-    """A poem under way that keeps a form. `done`: it is complete."""
+    """A poem under way that keeps a form: a generation.Constraint. `done`: it is complete."""
 
     def __init__(self, rules: FormRules, start: str):
-        """start: what it begins with, up to a title line, or more. Raises UserError if that fits no form."""
+        """start: its beginning, of any length, the title line first. Raises UserError if that fits no form."""
         self.rules, self.done = rules, False
         self.prefix = ""  # of the title line, while that is being written
         self.tune = None
-        self.alive: list[tuple[Template, dict[str, int]]] = []  # templates, with the class of each rhyme group
+        self.alive: list[tuple[Template, dict[str, int]]] = []  # what is possible, with the classes of its rhyme groups
         self.clause = self.place = self.sentences = self.begun = 0  # begun: sentences that `start` has begun
         self.paused = self.broken = False  # whether 、 or a line end was just written
         self.last = ""  # the newest character of a clause
-        self.rhymed: list[int] = []  # tokens that have ended a sentence
+        self.rhymed: list[int] = []  # the tokens that have ended a sentence with a rhyme
         self.clause_before = 0  # the clause that the newest character went into
         before, mark, line = start.rpartition("+++")
         if not mark or (before and not before.endswith("\n")):
             self.prefix = start.strip("\n")
             if self.prefix not in ("", "+", "++"):
                 raise UserError("--form: --start has no title line; begin it with one, such as +++清平乐")
-            if not rules.titles():
+            if not rules.titles:
                 raise UserError("--form: no tune has so many sentences, or this rhyme: shorten --acrostic")
             return
         title, newline, body = line.partition("\n")
-        if not newline and title not in rules.forms.tunes and any(t.startswith(mark + title) for t in rules.titles()):
+        if not newline and title not in rules.forms.tunes and any(t.startswith(mark + title) for t in rules.titles):
             self.prefix = mark + title  # the beginning of a name
             return
         self.tune = tune_of(title)
@@ -143,7 +142,7 @@ class FormWriter:
             self.prefix = mark + title
 
     def _begin(self, body: str = "") -> None:
-        """Starts on the text of the poem, of which `body` is given."""
+        """Begins the text of the poem, of which `body` is given."""
         self.alive = [(template, {}) for template in self.rules.forms.templates(self.tune)]
         for i, char in enumerate(body):
             before = self.alive
@@ -164,7 +163,7 @@ class FormWriter:
         self._finish()
 
     def _misfit(self, written: str, before: list, char: str) -> str:
-        """What to tell of a given text that fits no template, from those that it fitted until its last character."""
+        """The error for a given text that fits no template; before: what it fitted until its last character."""
         due = Counter()
         for template, _ in before:
             if self.clause_before < len(template.clauses):
@@ -182,7 +181,7 @@ class FormWriter:
     def allowed(self) -> Tensor:
         """(V,) True for the tokens that may come next."""
         if self.tune is None:
-            lines = [line for line in self.rules.titles() if line.startswith(self.prefix)]
+            lines = [line for line in self.rules.titles if line.startswith(self.prefix)]
             return self.rules.exactly(frozenset(line[len(self.prefix)] for line in lines))
         if self.prefix:
             return self.rules.mask(frozenset("\n"))
@@ -195,7 +194,7 @@ class FormWriter:
         return allowed
 
     def _kinds(self, template: Template, groups: dict[str, int]) -> list:
-        """The kinds of tokens with which a template goes on."""
+        """The kinds of tokens that may come next in a template."""
         if self.clause == len(template.clauses) or self._break_due(template):
             return ["\n"]
         length, mark = template.clauses[self.clause]
@@ -215,6 +214,7 @@ class FormWriter:
         return self.place == 0 and (self.clause == 0 or self.alive[0][0].clauses[self.clause - 1][1] == "。")
 
     def _break_due(self, template: Template) -> bool:
+        """Whether a line end comes next in a template."""
         return self.place == 0 and not self.broken and self.clause - 1 in template.breaks
 
     def append(self, token: int) -> None:
@@ -269,5 +269,5 @@ class FormWriter:
         return {**groups, letter: own}
 
     def _finish(self) -> None:
-        """Done if no template goes on."""
+        """The poem is done if no template goes on."""
         self.done = self.done or all(self.clause == len(template.clauses) for template, _ in self.alive)

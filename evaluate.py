@@ -7,8 +7,9 @@ First the runs are compared: their losses in a table, their curves in one pictur
 scored, of three kinds and over the same tunes: human (held-out poems of the validation split), free (sampled with the
 title given) and form (sampled with `--form`); see scores.py for what is scored.
 
-With --out FILE.md, both are written into that file, between lines like `<!-- ablation -->` and `<!-- /ablation -->`, or
-`<!-- scores -->`, if it has them (the rest of the file stays as it is); the picture and the scores as JSON go beside.
+With --out FILE.md, both are written into that file: the comparison between the lines `<!-- ablation -->` and
+`<!-- /ablation -->`, the scores between `<!-- scores -->` and `<!-- /scores -->`, or at its end if it has no such
+lines; the rest stays as it is. The picture and the scores as JSON go beside it.
 """
 
 import json
@@ -23,7 +24,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from cli import ArgumentParser, UserError, atomic_write, number, run
-from constraint import FormRules, FormWriter
+from constraint import FormRules
 from forms import Forms, read_text
 from generation import DEFAULT, Text, generate
 from loss import perplexity
@@ -31,7 +32,7 @@ from model import GPT, load_model
 from poems import read_poems
 from prepare import DEFAULT_DATA_ROOT, Vocabulary
 from runlog import plot_curves, read_log
-from sample import FORM_CONTROLS, canonical_title, read_start, sample_seed, samples
+from sample import FORM_CONTROLS, canonical_title, new_text, read_start, sample_seed, samples
 from scores import Poem, diversity, form_scores, han, novelty
 
 CURVES = ["train_loss", "val_loss", "train_perplexity", "val_perplexity"]
@@ -52,7 +53,7 @@ RESULT_COLUMNS = {
 
 
 def read_run(folder: Path) -> tuple[dict, list[dict]]:
-    """The figures of a finished run, from result.json, and the rows of its log.csv. Raises UserError if it has none."""
+    """The figures of a finished run, from result.json, and the rows of its log.csv. Raises UserError without these."""
     try:
         result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
         rows = read_log(folder / "log.csv")
@@ -77,8 +78,13 @@ def markdown_table(results: dict[str, dict]) -> str:
     return "\n".join(lines)
 
 
+def command_line() -> str:
+    """The command that is running, as Markdown."""
+    return f"```sh\n{shlex.join(['python', *sys.argv])}\n```"
+
+
 def report(folders: list[Path], start: str, max_new_tokens: int, seed: int, picture: Path | None, link: str) -> str:
-    """The comparison as Markdown; draws the curves into `picture`, which the text shows as `link`."""
+    """The comparison as Markdown; draws the curves into `picture`, to which the text links by `link`."""
     results, logs, poems = {}, {}, []
     for folder in folders:
         name = str(folder) if [other.name for other in folders].count(folder.name) > 1 else folder.name
@@ -86,7 +92,7 @@ def report(folders: list[Path], start: str, max_new_tokens: int, seed: int, pict
         model, vocabulary = load_model(folder)
         [sample] = samples(model, vocabulary, canonical_title(start, vocabulary.aliases), 1, max_new_tokens, seed)
         poems.append(f"`{name}`:\n\n```\n{sample.text.strip()}\n```")
-    parts = [f"```sh\n{shlex.join(['python', *sys.argv])}\n```", markdown_table(results)]
+    parts = [command_line(), markdown_table(results)]
     if picture:
         plot_curves(logs, picture)
         parts.append(f"![loss and perplexity of {', '.join(logs)}]({link})")
@@ -107,15 +113,12 @@ def held_out_poems(data_root: str, forms: Forms, count: int, seed: int) -> tuple
 
 def write_poems(model: GPT, vocabulary: Vocabulary, tunes: list[str], seed: int, rules: FormRules | None) -> list[Text]:
     """A poem of each of the tunes, sampled as sample.py does by default; held to a form if there are rules."""
-    order = sorted(range(len(tunes)), key=lambda i: tunes[i])  # of a length, so that a batch ends together
+    order = sorted(range(len(tunes)), key=lambda i: tunes[i])  # poems of a length together: they end at one time
     texts: dict[int, Text] = {}
     for first in tqdm(range(0, len(tunes), 100), desc="form" if rules else "free", unit="batch", disable=None):
         batch = {}
         for i in order[first : first + 100]:
-            start = f"+++{tunes[i]}\n"
-            constraint = FormWriter(rules, start) if rules else None
-            prompt = vocabulary.encode(start).tolist()
-            batch[i] = Text(model.config, prompt, sample_seed(seed, i), constraint=constraint)
+            batch[i] = new_text(model, vocabulary, f"+++{tunes[i]}\n", sample_seed(seed, i), rules)
         bound = sys.maxsize if rules else MAX_POEM
         controls = FORM_CONTROLS if rules else DEFAULT
         for _ in generate(model, list(batch.values()), bound, controls, stop_at_title=rules is None):
@@ -125,11 +128,11 @@ def write_poems(model: GPT, vocabulary: Vocabulary, tunes: list[str], seed: int,
 
 
 def model_scores(folder: Path, data_root: str) -> dict[str, float]:
-    """Perplexity of the whole validation split by the run's own measure, a token and a Han character."""
+    """The run's perplexity on the validation split, by its own measure, for a token and for a Han character."""
     result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
     text = read_text(Path(data_root) / "input.txt")
     text = text[int(len(text) * 0.9) :]
-    # All the loss is laid to the Han characters: so it can be compared between vocabularies and ways of writing
+    # The whole loss is charged to the Han characters, so that vocabularies and ways of writing can be compared
     share = len(han(text)) / len(text)
     loss = float(result["best_val_loss"])
     by_character = perplexity(loss / share) if share else math.nan
@@ -151,14 +154,14 @@ def scoreboard(folders: list[Path], data_root: str, count: int, seed: int) -> di
                 model, vocabulary, tunes, seed, FormRules(forms, vocabulary) if kind == "form" else None
             )
             seconds = time.perf_counter() - start
-            bodies = [vocabulary.decode(text.new).removesuffix("+++") for text in texts]
+            bodies = [vocabulary.decode(text.new) for text in texts]
             sets[name] = list(zip(tunes, bodies, strict=True))
             scores[name] = model_scores(folder, data_root) | {"seconds": seconds}
             if kind == "form":
                 tokens = sum(len(text.new) for text in texts)
-                kept = [text.kept / len(text.new) for text in texts]
-                scores[name]["price of the form, nats a token"] = -sum(text.kept for text in texts) / tokens
-                scores[name]["probability that the form kept"] = sum(map(math.exp, kept)) / len(kept)
+                means = [math.exp(text.allowed_log_prob / len(text.new)) for text in texts]
+                scores[name]["price of the form, nats a token"] = -sum(text.allowed_log_prob for text in texts) / tokens
+                scores[name]["probability that the form kept"] = sum(means) / len(means)
     new = novelty(sets, training)
     for name, poems in sets.items():
         scores[name] |= {"tunes": float(len(set(tunes)))} | form_scores(poems, forms) | diversity(poems) | new[name]
@@ -178,13 +181,16 @@ def scores_table(scores: dict[str, dict[str, float]]) -> str:
 
 
 def write_section(path: Path, name: str, text: str) -> None:
-    """Puts text between the marker lines of that name in a Markdown file, or at its end if it has none."""
+    """Puts text between the marker lines of that name in a Markdown file, or at its end if it has none.
+
+    Raises UserError if the file is not UTF-8 text.
+    """
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     section = f"{begin}\n{text}\n{end}"
     try:
         old = path.read_text(encoding="utf-8") if path.exists() else ""
     except UnicodeDecodeError:
-        raise UserError(f"--out {path} is not a text in UTF-8: name another file") from None
+        raise UserError(f"--out {path} is not UTF-8 text: name another file") from None
     before, _, rest = old.partition(begin)
     _, found, after = rest.partition(end)
     with atomic_write(path, "w") as file:
@@ -196,22 +202,35 @@ def parse_args(args=None):
     parser.add_argument("--ckpt_path", nargs="+", default=["workdirs/quansongci"], help="the folders of the runs")
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
     parser.add_argument("--samples", type=number(int, 0, 10**6), default=200, help="poems of each kind; 0: no scores")
-    parser.add_argument("--out", help="a Markdown file for the report; picture and JSON get its name with .png, .json")
-    parser.add_argument("--picture", help="another place for the picture of the curves")
-    parser.add_argument("--start", default=r"+++清平乐\n", help="what the poem of each run begins with")
-    parser.add_argument("--max_new_tokens", type=number(int, 0), default=120, help="characters of each poem's text")
-    parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=1, help="of the poems")
+    parser.add_argument("--out", help="a Markdown file for the report; the picture and the JSON get its name")
+    parser.add_argument("--picture", help="another file for the picture of the curves")
+    parser.add_argument("--start", default=r"+++清平乐\n", help="the beginning of each run's poem")
+    parser.add_argument(
+        "--max_new_tokens", type=number(int, 0), default=120, help="characters to add to each run's poem"
+    )
+    parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=1, help="the same seed, the same poems")
     return parser.parse_args(args)
+
+
+def outputs(args) -> tuple[Path | None, Path | None]:
+    """The files for the report and for the picture. Raises UserError if they cannot be written."""
+    out = Path(args.out) if args.out else None
+    if out and (out.is_dir() or not out.name):
+        raise UserError(f"--out {out} is a folder: name a Markdown file")
+    if out and out.suffix in [".json", *PICTURES]:  # the names of what goes beside it
+        raise UserError(f"--out {out}: name a Markdown file, such as {out.stem}.md")
+    picture = Path(args.picture) if args.picture else out and out.with_suffix(".png")
+    if picture and picture.suffix not in PICTURES:
+        raise UserError(f"--picture {picture}: its name must end in {', '.join(PICTURES)}")
+    for path in filter(None, (out, picture)):
+        if not path.parent.is_dir():
+            raise UserError(f"no folder {path.parent} for {path.name}: make it, or choose another")
+    return out, picture
 
 
 def main() -> None:
     args = parse_args()
-    out = Path(args.out) if args.out else None
-    if out and (out.is_dir() or not out.name):
-        raise UserError(f"--out {out} is a folder: name a Markdown file")
-    picture = Path(args.picture) if args.picture else out and out.with_suffix(".png")
-    if picture and picture.suffix not in PICTURES:
-        raise UserError(f"--picture {picture}: its name must end in {', '.join(PICTURES)}")
+    out, picture = outputs(args)
     link = Path(os.path.relpath(picture, out.parent if out else ".")).as_posix() if picture else ""
     folders, start = [Path(path) for path in args.ckpt_path], read_start(args.start)
     text = report(folders, start, args.max_new_tokens, args.seed, picture, link)
@@ -219,7 +238,7 @@ def main() -> None:
     sections = {"ablation": text}
     if args.samples:
         scores = scoreboard(folders, args.data_root, args.samples, args.seed)
-        sections["scores"] = f"```sh\n{shlex.join(['python', *sys.argv])}\n```\n\n{scores_table(scores)}"
+        sections["scores"] = f"{command_line()}\n\n{scores_table(scores)}"
         print(f"\n{args.samples} poems of each kind\n\n{scores_table(scores)}")
     if out:
         for name, section in sections.items():

@@ -2,13 +2,13 @@
 
 Writes into OUT:
 
-  model.py           model.py, where a TODO with the shapes stands for what is between `# exercise: begin` and `end`
+  model.py           model.py with TODOs and shapes in the place of what is between `# exercise: begin` and `end`
   test_exercise.py   the tests: all fail on the blank, all pass once the steps are right
 
   python exercise.py
   python -m pytest exercise
 
-docs/course.md tells how to hand it out.
+docs/course.md says how to hand it out.
 """
 
 import re
@@ -24,9 +24,9 @@ WIDTH = 120
 
 
 def blank(source: str) -> str:
-    """The source with its marked parts left out; the marks stay, for a student to write between them.
+    """The source without its marked parts; the marks stay, for a student to write between them.
 
-    Of each part, its comments are kept, after which comes an error. Raises UserError if the marks are not in pairs.
+    For each part, see todo(). Raises UserError if the marks are not in pairs.
     """
     lines, part = [], None
     for number, line in enumerate(source.splitlines(), start=1):
@@ -48,7 +48,7 @@ def blank(source: str) -> str:
 
 
 def todo(part: list[str]) -> list[str]:
-    """What stands in the blank for the lines of a part: its comments, with the names they speak of, and an error."""
+    """What replaces the lines of a part: its comments, with the names that they are about, and NotImplementedError."""
     indent = re.match(" *", part[0])[0]
     notes, steps = [], []
     for line in map(str.strip, part):
@@ -63,8 +63,13 @@ def todo(part: list[str]) -> list[str]:
 
 
 def make(out: str | Path, overwrite: bool = False) -> None:
-    """Writes the exercise into the folder `out`. Raises UserError if it holds one that was worked on."""
+    """Writes the exercise into the folder `out`.
+
+    Raises UserError if it is a file, or holds an exercise that was worked on and overwrite is not given.
+    """
     folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {out} is a file, not a folder")
     files = {
         folder / "model.py": blank((HERE / "model.py").read_text(encoding="utf-8")),
         folder / "test_exercise.py": GRADER.read_text(encoding="utf-8"),
@@ -72,7 +77,7 @@ def make(out: str | Path, overwrite: bool = False) -> None:
     for path, content in files.items():
         if not overwrite and path.exists() and path.read_text(encoding="utf-8", errors="replace") != content:
             raise UserError(
-                f"{path} is not as it would be written, someone may have worked on it: --overwrite, or --out"
+                f"{path} differs from the blank, someone may have worked on it: choose another --out, or --overwrite"
             )
     folder.mkdir(parents=True, exist_ok=True)
     for path, content in files.items():
@@ -83,14 +88,14 @@ def make(out: str | Path, overwrite: bool = False) -> None:
 def parse_args(args=None):
     parser = ArgumentParser(__doc__)
     parser.add_argument("--out", default="exercise", help="the folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="write even if the work in OUT is lost")
+    parser.add_argument("--overwrite", action="store_true", help="write even if work in OUT is lost")
     return parser.parse_args(args)
 
 
 def main() -> None:
     args = parse_args()
     if Path(args.out).resolve() == HERE.resolve():
-        raise UserError(f"--out {args.out} would replace model.py itself by the blank: choose another folder")
+        raise UserError(f"--out {args.out} would replace model.py itself with the blank: choose another folder")
     make(args.out, args.overwrite)
     print(f"{args.out}: model.py, test_exercise.py; grade with: python -m pytest {args.out}")
 

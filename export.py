@@ -1,4 +1,4 @@
-"""Writes a trained model as a Hugging Face model: a GPT-2 and its tokenizer, for which no code of ours is needed.
+"""Writes a trained model as a Hugging Face model: a GPT-2 and its tokenizer, which need no code of ours.
 
 Writes into OUT, all of it or nothing:
 
@@ -27,9 +27,10 @@ from generation import DEFAULT
 from model import GPT, load_model
 from prepare import DEFAULT_DATA_ROOT, Vocabulary
 
+# config.json last: without it, nothing takes the folder for a model
 FILES = [
     *("model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md"),
-    "config.json",  # last: without it, nothing takes the folder for a model
+    "config.json",
 ]
 GPT2_NAMES = {
     "attention_norm": "ln_1",
@@ -66,7 +67,7 @@ def gpt2_weights(model: GPT) -> dict[str, Tensor]:
 
 
 def gpt2_config(model: GPT) -> dict:
-    """config.json: GPT-2 in our sizes. No token is special; left out, they would be those of GPT-2's vocabulary."""
+    """config.json: GPT-2 in our sizes. No token is special; if this were not said, those of GPT-2's vocabulary were."""
     c = model.config
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -87,7 +88,7 @@ def gpt2_config(model: GPT) -> dict:
 
 
 def generation_config(model: GPT) -> dict:
-    """generation_config.json: sample.py's defaults, and no more tokens, with the prompt, than the window holds."""
+    """generation_config.json: sample.py's defaults, and no more tokens than the window holds, the prompt included."""
     controls = {"temperature": DEFAULT.temperature, "top_k": DEFAULT.top_k}
     ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     return {"do_sample": True, **controls, "max_length": model.config.max_seq_len, **ids}
@@ -98,22 +99,23 @@ def tokenizer_json(vocabulary: Vocabulary) -> str:
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 
     tokenizer = Tokenizer(models.WordLevel({char: i for i, char in enumerate(vocabulary.chars)}))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")  # "." would leave line ends out
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")  # "." would not match line ends
     tokenizer.decoder = decoders.Fuse()  # without one, decoding puts spaces between
     return tokenizer.to_str()
 
 
 def tokenizer_config(model: GPT) -> dict:
+    """tokenizer_config.json: nothing is changed or added."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "model_input_names": ["input_ids", "attention_mask"],  # GPT-2 would add the embedding of a token_type_id of 0
+        "model_input_names": ["input_ids", "attention_mask"],  # for a token_type_id, GPT-2 would add an embedding
         "model_max_length": model.config.max_seq_len,
     }
 
 
 def read_json(path: Path) -> dict:
-    """What the run's folder tells of itself; nothing if the file is not there or is no JSON object."""
+    """A file of the run's folder; empty if it is not there or is no JSON object, since a model needs neither."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -122,7 +124,7 @@ def read_json(path: Path) -> dict:
 
 
 def model_card(model: GPT, vocabulary: Vocabulary, ckpt_path: Path, name: str) -> str:
-    """README.md of a folder `name`: what the model is, how to use it, how it was trained, its losses, its corpus."""
+    """README.md for a folder `name`: what the model is, how to use it, how it was trained, its losses, its corpus."""
     settings, result = read_json(ckpt_path / "config.json"), read_json(ckpt_path / "result.json")
     c, default_corpus = model.config, Path(settings.get("data_root", "")).name == Path(DEFAULT_DATA_ROOT).name
     front = ["language: zh", "license: mit"] if default_corpus else []
@@ -148,7 +150,7 @@ def model_card(model: GPT, vocabulary: Vocabulary, ckpt_path: Path, name: str) -
 
 
 def example_prompt(model: GPT, vocabulary: Vocabulary) -> str:
-    """A beginning whose characters the vocabulary has."""
+    """A prompt whose characters are all in the vocabulary."""
     for prompt in ("+++清平乐\n", "+++") if model.config.title else ("\n",):
         if set(prompt) <= set(vocabulary.chars):
             return prompt
@@ -156,21 +158,10 @@ def example_prompt(model: GPT, vocabulary: Vocabulary) -> str:
 
 
 def training_facts(settings: dict, result: dict, poems: bool) -> str:
+    """The paragraph on the training; settings, result: config.json and result.json of the run, as far as known."""
     windows = "that begin at the title lines of poems" if poems else "that begin anywhere in the text"
     facts = [f"By `train.py`, on the first 90 % of the text, in windows {windows}."]
-    names = (
-        "iters",
-        "batchsize",
-        "optimizer",
-        "lr",
-        "muon_lr",
-        "weight_decay",
-        "warmup_iters",
-        "dropout",
-        "ema",
-        "seed",
-    )
-    flags = [f"`--{name} {settings[name]}`" for name in names if settings.get(name) is not None]
+    flags = [f"`--{name} {settings[name]}`" for name in FLAGS if settings.get(name) is not None]
     if flags:
         facts.append(f"Settings: {', '.join(flags)}.")
     if {"tokens", "seconds"} <= result.keys():
@@ -195,6 +186,7 @@ def losses(result: dict) -> list[str]:
     return ["## Losses", "Over the last 10 % of the text, which it was not trained on:", table]
 
 
+FLAGS = ["iters", "batchsize", "optimizer", "lr", "muon_lr", "weight_decay", "warmup_iters", "dropout", "ema", "seed"]
 IN_THE_MANNER = " in the manner of Song-dynasty lyric poems (宋词)"
 NO_POS = " It was trained without positions: its position embedding is all zero."
 USE = """```python
@@ -221,12 +213,12 @@ line."""
 def export(ckpt_path: str | Path, out: str | Path, overwrite: bool = False) -> None:
     """Writes the best model of a run into the folder `out`.
 
-    Raises UserError if there is no model, if GPT-2 cannot express it, if `out` holds something else than an export and
+    Raises UserError if there is no model, if GPT-2 cannot express it, if `out` holds something other than an export and
     overwrite is not given, or if safetensors or tokenizers is not installed.
     """
     try:
         import safetensors.torch
-        import tokenizers  # noqa: F401, tokenizer_json() needs it
+        import tokenizers  # noqa: F401 (tokenizer_json() needs it)
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install safetensors tokenizers") from None
     folder = Path(out).resolve()
@@ -246,6 +238,7 @@ def export(ckpt_path: str | Path, out: str | Path, overwrite: bool = False) -> N
 
 
 def write_file(path: Path, content: str | bytes) -> None:
+    """Writes a file whole or not at all; text as UTF-8."""
     with atomic_write(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
@@ -256,23 +249,23 @@ def is_export(folder: Path) -> bool:
 
 
 def check_out(folder: Path, overwrite: bool) -> None:
-    """Raises UserError if the folder holds what an export would not replace unasked."""
+    """Raises UserError if the folder is a file, or holds what an export would not replace unasked."""
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder.name} is a file, not a folder")
+        raise UserError(f"--out {folder} is a file, not a folder")
     if folder.is_dir() and any(folder.iterdir()) and not is_export(folder) and not overwrite:
         raise UserError(
-            f"--out {folder.name} holds something else than an export: choose another folder, "
-            "or write into this one, where other files stay as they are, with --overwrite"
+            f"--out {folder} holds something other than an export: choose another folder, "
+            "or write into this one with --overwrite, which leaves other files as they are"
         )
 
 
 def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Lets write() fill a folder aside, which then takes the name; it is never seen half full.
+    """Lets write() fill a folder aside, which then takes the name, so that the folder is never seen half full.
 
     A folder with other files in it keeps them; there, each new file takes its place by itself.
     """
     new, old = (folder.parent / f".{folder.name}.{state}" for state in ("new", "old"))
-    for left in (new, old):  # by an export that was killed
+    for left in (new, old):  # left by an export that was killed
         shutil.rmtree(left, ignore_errors=True)
     new.mkdir(parents=True)
     try:

@@ -63,6 +63,7 @@ class Forms:
         return self.tunes[tune]
 
     def save(self, path: Path) -> None:
+        """Writes forms.json."""
         by_class = defaultdict(list)
         for char, number in self.classes.items():
             by_class[number].append(char)
@@ -94,6 +95,7 @@ class Forms:
 
 
 def _to_json(template: Template) -> dict:
+    """form: the clauses as "4。5，"."""
     return {
         "form": "".join(f"{length}{mark}" for length, mark in template.clauses),
         "support": template.support,
@@ -105,6 +107,7 @@ def _to_json(template: Template) -> dict:
 
 
 def _from_json(content: dict) -> Template:
+    """The inverse of _to_json(). Raises ValueError, LookupError, TypeError or OverflowError for anything else."""
     form, support, scheme = content["form"], content["support"], content["scheme"]
     if not re.fullmatch(r"([1-9]\d?[。，]){1,200}", form) or type(support) is not int or len(form) > 600:
         raise ValueError("not a form")
@@ -135,6 +138,7 @@ class Check:
 
     @property
     def form(self) -> bool:
+        """In form: in all clauses that of a template."""
         return self.template is not None and self.departure is None
 
     @property
@@ -170,7 +174,7 @@ def check(tune: str, body: str, forms: Forms) -> Check:
 
 
 def _rhymes(clauses: list[Clause], template: Template, classes: dict[str, int]) -> dict[str, list]:
-    """The groups of a poem's rhymes, as far as it has the template's clauses."""
+    """The groups of a poem's rhymes, as in Check.rhymes, as far as the poem has the template's clauses."""
     groups = defaultdict(list)
     for place, (clause, letter) in enumerate(zip(clauses, template.rhyme_of, strict=False)):
         if letter not in ("", "-"):
@@ -179,23 +183,23 @@ def _rhymes(clauses: list[Clause], template: Template, classes: dict[str, int]) 
     for letter, members in groups.items():
         known = Counter(classes[char] for _, char in members if char in classes)
         of_group = known.most_common(1)[0][0] if known else None
-        # A character that the corpus never rhymes is no proof of a fault, nor of a rhyme: it does not fit
+        # A character that the corpus never rhymes proves neither a fault nor a rhyme: it counts as not fitting
         fits = [char in classes and classes[char] == of_group for _, char in members]
         rhymes[letter] = [(place, char, fit) for (place, char), fit in zip(members, fits, strict=True)]
     return rhymes
 
 
 def rhyme_pairs(result: Check, forms: Forms) -> list[bool]:
-    """For each two neighbouring rhymes of a group, different characters: whether they are in one class.
+    """For any two neighbouring rhymes of a group that are different characters: whether they are in one class.
 
-    A character without a class is in none.
+    A character without a class is never in the other's.
     """
     pairs = [pair for group in result.rhymes.values() for pair in pairwise(char for _, char, _ in group)]
     return [a in forms.classes and forms.classes[a] == forms.classes.get(b) for a, b in pairs if a != b]
 
 
 def agreement(poems: Iterable[tuple[str, str]], forms: Forms) -> dict[str, tuple[int, int]]:
-    """{tune: (pairs in one class, pairs)} of neighbouring rhymes, in poems that stand in a form."""
+    """{tune: (pairs in one class, pairs)} of neighbouring rhymes, in the poems that are in form."""
     counts = defaultdict(lambda: (0, 0))
     for tune, body in poems:
         result = check(tune, body, forms)
@@ -218,6 +222,7 @@ def drawn(template: Template) -> str:
 
 
 def show(tune: str, forms: Forms) -> str:
+    """The three commonest templates of a tune, drawn. Raises UserError if none is known."""
     templates = forms.templates(tune)
     total = sum(template.support for template in templates)
     parts = [f"{tune}: {len(templates)} templates in {total} poems of the training split\n"]
@@ -249,13 +254,16 @@ def marked(tune: str, body: str, forms: Forms) -> str:
     if result.departure and result.departure[0] == len(clauses):
         lines.append(f"  〔〕  <- the end where the form has {result.departure[2]}")
     verdict = "in form" if result.form else "out of form"
-    rhymes = "every rhyme in its class" if not wrong else f"{wrong} characters out of rhyme"
+    rhymes = f"{wrong} character{'s' * (wrong > 1)} out of rhyme" if wrong else "every rhyme in its class"
     head = f"+++{tune}  {verdict}, {rhymes}; template of {result.template.support} poems, {result.template.scheme}"
     return "\n".join([head, *lines, ""])
 
 
 def rhymes_report(forms: Forms, text: str) -> str:
-    """Table of the agreement on held-out poems, by tune, and the characters of each class that rhyme oftenest."""
+    """A table of the agreement on held-out poems, by tune, and the commonest rhyming characters of each class.
+
+    text: the whole corpus, the last tenth of which was held out.
+    """
     cut = int(len(text) * 0.9)
     poems = list(read_poems(text[cut:].splitlines(keepends=True)))
     counts = agreement(poems, forms)
@@ -282,22 +290,25 @@ def parse_args(args=None):
     parser.add_argument("--data_root", default="data/quansongci", help="the folder that prepare.py has filled")
     group = parser.add_mutually_exclusive_group(required=True)
     group.add_argument("--show", metavar="TUNE", help="draw the templates of a tune")
-    group.add_argument("--check", metavar="FILE", help="mark where the poems of a file depart from their tunes")
-    group.add_argument("--rhymes", action="store_true", help="agreement of rhymes on held-out poems, and the classes")
+    group.add_argument("--check", metavar="FILE", help="show where the poems of a file depart from their tunes")
+    group.add_argument(
+        "--rhymes", action="store_true", help="show how well rhymes agree on held-out poems, and the classes"
+    )
     return parser.parse_args(args)
 
 
 def read_text(path: Path) -> str:
+    """Raises UserError if the file cannot be read as UTF-8."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a path that cannot be one
-        raise UserError(f"cannot read {path} as UTF-8 text: {error}") from None
+        raise UserError(f"cannot read {path} as UTF-8 text: {getattr(error, 'strerror', None) or error}") from None
 
 
 def main() -> None:
     args = parse_args()
     forms = Forms.load(args.data_root)
-    if args.show:
+    if args.show is not None:
         print(show(tune_of(args.show), forms), end="")
     elif args.rhymes:
         print(rhymes_report(forms, read_text(Path(args.data_root) / "input.txt")))

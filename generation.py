@@ -1,8 +1,8 @@
 """How a trained model writes: a token at a time, with a cache of keys and values, many texts at once.
 
-The cost of a step is that of one token for each text: the keys and values of the tokens before are remembered. A
-learned position ties them to their place in the window, so when a window is full, its later part moves to the front and
-is read in again; that happens once in many tokens, which keeps the mean cost of a token the same however long the text.
+A step costs as much as one token of each text: the keys and values of the earlier tokens are remembered. A learned
+position ties them to their place in the window, so when a window is full, its later part moves to the front and is read
+again; that happens once in many tokens, so the mean cost of a token is the same however long the text.
 """
 
 import math
@@ -17,18 +17,19 @@ from torch import Tensor
 
 from model import GPT, GPTConfig
 
-KEEP = 0.5  # share of a full window that is kept when it is a stream's; of a poem's it is half, as in training
+KEEP = 0.5  # share of a full window that is kept, for models of streams; for models of poems it is half, as in training
 
 
 class KVCache:
     """The keys and values of `batch` texts in every layer, with room for as many tokens as were needed so far.
 
-    Not for max_seq_len from the start: without a position embedding, that may be any number.
+    It grows, since max_seq_len may be any number without a position embedding.
+    keys, values: (layers, B, h, room, d).
     """
 
     def __init__(self, model: GPT, batch: int):
         c = model.config
-        shape = (c.n_layer, batch, c.n_head, min(64, c.max_seq_len), c.n_embd // c.n_head)  # (layers, B, h, room, d)
+        shape = (c.n_layer, batch, c.n_head, min(64, c.max_seq_len), c.n_embd // c.n_head)
         self.keys = torch.zeros(shape, device=model.device, dtype=model.norm.weight.dtype)
         self.values = torch.zeros_like(self.keys)
         self.max_seq_len = c.max_seq_len
@@ -42,9 +43,9 @@ class KVCache:
 
 
 class CacheSlice:
-    """The texts `rows` of a cache, of which the first `starts` tokens are in it and the next L are being read.
+    """The part of a cache that belongs to some texts, while their next L tokens are read.
 
-    rows, starts: lists of R numbers.
+    rows, starts: for each of the R texts, its row in the cache, and the number of its tokens that are there already.
     """
 
     def __init__(self, cache: KVCache, rows: list[int], starts: list[int], L: int):
@@ -55,7 +56,7 @@ class CacheSlice:
         self.read = slice(None) if len(rows) == cache.keys.size(1) else self.rows[:, 0]  # all of them: no copy
         # (R, L) the places of the new tokens in their windows
         self.positions = torch.tensor(starts, device=device)[:, None] + torch.arange(L, device=device)
-        # (R, 1, L, S) True where a token must not look
+        # (R, 1, L, S) True where a position must not look
         self.mask = torch.arange(self.size, device=device) > self.positions[:, None, :, None]
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -80,12 +81,13 @@ class Context:
         kept = size // 2 + size % 2 if config.title else math.ceil(keep * size)
         self.kept = size - 1 if exact else min(max(kept, 1), size - 1)
         self.config, self.ids = config, []
-        self.cached = 0  # how many of the ids a cache holds
+        self.cached = 0  # the number of ids that the cache holds
         self.tail = list(config.title[:1])  # the newest tokens; a title line begins the text or follows a line end
         for token in prompt:
             self.append(token)
 
     def append(self, token: int) -> None:
+        """Adds the next token of the text, and moves the window on where training would."""
         title, size = self.config.title, self.config.max_seq_len
         if title:
             self.tail = [*self.tail, token][-len(title) :]
@@ -100,16 +102,16 @@ class Context:
 
 
 def next_logits(model: GPT, contexts: list[Context], cache: KVCache, rows: list[int]) -> Tensor:
-    """The logits (R, V) of the token that follows each of the contexts; these are the texts `rows` of the cache."""
+    """The logits (R, V) of the token that follows each of the R contexts, whose rows in the cache are `rows`."""
     features = model.norm.weight.new_empty(len(contexts), model.config.n_embd)
     one_token = [i for i, context in enumerate(contexts) if len(context.ids) == context.cached + 1]
     others = [i for i, context in enumerate(contexts) if len(context.ids) != context.cached + 1]
-    for group in (one_token, others):  # a step, and windows to be read in (again)
+    for group in (one_token, others):  # an ordinary step, and windows to be read from their start
         if group:
             features[group] = read(model, [contexts[i] for i in group], cache, [rows[i] for i in group])
     logits = model.head(features)
     for row in (row for row, context in enumerate(contexts) if not context.ids):
-        logits[row] = -math.inf  # each window of poems begins with a title mark
+        logits[row] = -math.inf  # a window of poems begins with a title mark
         logits[row, model.config.title[1]] = 0.0
     return logits
 
@@ -118,7 +120,7 @@ def read(model: GPT, contexts: list[Context], cache: KVCache, rows: list[int]) -
     """Reads the tokens that are not in the cache; returns the features (R, C) after the last token of each context."""
     new = [context.ids[context.cached :] for context in contexts]
     longest = max(1, max(map(len, new)))
-    # What stands to the right of a context's end is never seen from it, so any padding will do
+    # No position looks to its right, so any padding will do
     U = torch.tensor([ids + [0] * (longest - len(ids)) for ids in new], device=model.device)
     features, _ = model.features(U, cache=CacheSlice(cache, rows, [c.cached for c in contexts], longest))
     for context in contexts:
@@ -143,7 +145,7 @@ DEFAULT = Controls()
 
 
 def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of (B, V) in falling order, and their places, on the CPU."""
+    """The k largest of each row of logits (B, V) in falling order, and their token ids, (B, k) each, on the CPU."""
     if logits.device.type != "cpu" or k == logits.size(-1):
         top, ids = logits.topk(k, dim=-1)
         return top.cpu(), ids.cpu()
@@ -154,10 +156,10 @@ def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def sample_next(logits: Tensor, uniform: Tensor, controls: Controls, seen: Tensor | None = None) -> Tensor:
-    """Chooses a token in each row of logits (B, V) by a number `uniform` (B,) in [0, 1), on the CPU; returns (B,) ids.
+    """Chooses a token in each row of logits (B, V) by `uniform`, (B,) numbers in [0, 1) on the CPU; returns (B,) ids.
 
-    1. The logits of tokens that the text has already (`seen`, (B, V) booleans) lose by the repetition penalty: divided
-       by it if positive, multiplied if negative (Keskar et al. 2019).
+    1. The logits of tokens that the text has already (`seen`, (B, V) booleans) are lowered by the repetition penalty:
+       divided by it if positive, multiplied if negative (Keskar et al. 2019).
     2. All logits are divided by the temperature; 0 means the likeliest token, always.
     3. All but the top_k likeliest are dropped; of equal ones at the edge, some.
     4. Of these, all but the fewest whose probabilities reach top_p (Holtzman et al. 2020).
@@ -182,20 +184,25 @@ def sample_next(logits: Tensor, uniform: Tensor, controls: Controls, seen: Tenso
 
 
 class Constraint(Protocol):
-    """What holds a text to some form: the tokens allowed next, and whether it is complete."""
+    """What holds a text to some form. done: the text is complete."""
 
     done: bool
 
     def allowed(self) -> Tensor:
         """(V,) True for the tokens that may come next; at least one."""
 
-    def append(self, token: int) -> None: ...
+    def append(self, token: int) -> None:
+        """Goes on with a token that is allowed."""
 
 
 class Text:
     """One of the texts that generate() writes: what the model sees of it, its own random numbers, its new tokens.
 
-    keep, exact: see Context.
+    prompt: token ids; new: those that followed. keep, exact: see Context.
+    log_likelihood: of the new tokens, in nats, by the model itself: temperature 1, nothing dropped.
+    free, free_log_likelihood: the number of new tokens at which there was a choice, and their log-likelihood.
+    allowed_log_prob: the log of the probability that the model gave to all tokens that the constraint allowed, summed
+    over the new tokens; 0 without a constraint.
     """
 
     def __init__(
@@ -213,10 +220,10 @@ class Text:
         self.generator = torch.Generator().manual_seed(seed)
         self.numbers: list[float] = []
         self.new: list[int] = []
-        self.log_likelihood = 0.0  # of the new tokens, in nats, as the model gives it: temperature 1, nothing dropped
-        self.free = 0  # new tokens at which there was a choice, and their part of the log-likelihood
+        self.log_likelihood = 0.0
+        self.free = 0
         self.free_log_likelihood = 0.0
-        self.kept = 0.0  # log of the probability that the constraint left to the tokens it allowed, summed
+        self.allowed_log_prob = 0.0
         self.done = constraint is not None and constraint.done
 
     def uniform(self) -> float:
@@ -225,14 +232,15 @@ class Text:
             self.numbers = torch.rand(64, generator=self.generator, dtype=torch.double).tolist()
         return self.numbers.pop()
 
-    def append(self, token: int, log_likelihood: float, free: bool = True, kept: float = 0.0) -> None:
+    def append(self, token: int, log_prob: float, free: bool, allowed_log_prob: float) -> None:
+        """Adds a new token; log_prob: the model's, in nats; the rest: this token's part of the attributes so named."""
         self.context.append(token)
         self.new.append(token)
-        self.log_likelihood += log_likelihood
-        self.kept += kept
+        self.log_likelihood += log_prob
+        self.allowed_log_prob += allowed_log_prob
         if free:
             self.free += 1
-            self.free_log_likelihood += log_likelihood
+            self.free_log_likelihood += log_prob
         if self.constraint is not None:
             self.constraint.append(token)
             self.done = self.constraint.done
@@ -243,7 +251,7 @@ class Text:
         return self.free_log_likelihood / max(1, self.free)
 
     def at_next_title(self) -> bool:
-        """Whether it has just come to the title mark of a poem that follows the first."""
+        """Whether its newest tokens are a title mark, all of it written by the model."""
         title = self.context.config.title
         return bool(title) and tuple(self.context.tail) == title and len(self.new) >= len(title)
 
@@ -275,22 +283,22 @@ def generate(
         logits = next_logits(model, [texts[row].context for row in rows], cache, rows)
         writing = [texts[row] for row in rows]
         log_probs = torch.log_softmax(logits.float(), dim=-1)
-        choices = kept = None
+        free, allowed_log_probs = [True] * len(rows), [0.0] * len(rows)
         if any(text.constraint is not None for text in writing):
             allowed = allowed_tokens(writing, logits)
-            choices = allowed.sum(dim=-1).tolist()
-            kept = log_probs.masked_fill(~allowed, -math.inf).logsumexp(-1).tolist()
+            free = (allowed.sum(dim=-1) > 1).tolist()
+            allowed_log_probs = log_probs.masked_fill(~allowed, -math.inf).logsumexp(-1).tolist()
             logits = logits.masked_fill(~allowed, -math.inf)
         uniform = torch.tensor([text.uniform() for text in writing], dtype=torch.double)
         ids = sample_next(logits, uniform, controls, None if seen is None else seen[rows]).to(model.device)
         if seen is not None:
             seen[rows, ids] = True
-        gains = log_probs.gather(-1, ids[:, None]).flatten().tolist()
+        token_log_probs = log_probs.gather(-1, ids[:, None]).flatten().tolist()
         step: list[int | None] = [None] * len(texts)
-        for i, (row, text, token) in enumerate(zip(rows, writing, ids.tolist(), strict=True)):
-            text.append(token, gains[i], choices is None or choices[i] > 1, 0.0 if kept is None else kept[i])
+        for row, text, *new in zip(rows, writing, ids.tolist(), token_log_probs, free, allowed_log_probs, strict=True):
+            text.append(*new)
             text.done = text.done or (stop_at_title and text.at_next_title())
-            step[row] = token
+            step[row] = text.new[-1]
         yield step
 
 

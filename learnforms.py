@@ -10,8 +10,8 @@ from poems import pattern, read_clauses
 
 MIN_SUPPORT = 2  # poems that share a pattern before it counts as a form: a single one may be a scribe's error
 MAX_ENDINGS = 1000  # poems of a template whose rhymes are looked at: plenty, and memory stays bounded
-REFRAIN = 0.2  # share of the poems that repeat a rhyme character, for that to be the tune's way
-AGREEMENT = 0.6  # share of the poems in which a clause is in the class of a group that it belongs to
+REFRAIN = 0.2  # share of the poems that repeat a rhyme character from which on this counts as the tune's way
+AGREEMENT = 0.6  # share of the poems in which a clause must be in the class of a group to join it
 
 
 @dataclass
@@ -31,7 +31,7 @@ def learn(poems: Iterable[tuple[str, str]]) -> Forms:
     for tune, body in poems:
         clauses = read_clauses(body)
         if not clauses or not clauses[-1].mark or max(len(clause.text) for clause in clauses) > 99:
-            continue
+            continue  # forms.json has room for two digits
         entry = seen[tune, pattern(clauses)]
         entry.support += 1
         entry.pauses |= {(i, n) for i, clause in enumerate(clauses) for n in clause.pauses if 0 < n < len(clause.text)}
@@ -60,9 +60,10 @@ def refrains(clauses: tuple[tuple[int, str], ...], endings: list[str]) -> frozen
 def rhyme_classes(neighbours: Counter) -> dict[str, int]:
     """Classes of characters that rhyme, from how often two of them end neighbouring 。-clauses: {(a, b): times}.
 
-    Communities of the graph of these pairs (Louvain: Blondel et al. 2008), for most neighbours rhyme; largest first.
+    The communities of the graph of these pairs (Louvain: Blondel et al. 2008), since most neighbours rhyme; the
+    largest class is number 0, and in a class the characters that rhyme most come first.
     """
-    from networkx import Graph  # here, for it takes a while to import and sampling does without
+    from networkx import Graph  # here, for it takes a while to import and sampling does not need it
     from networkx.algorithms.community import louvain_communities
 
     graph = Graph()
@@ -78,13 +79,14 @@ def rhyme_classes(neighbours: Counter) -> dict[str, int]:
 
 
 def rhyme_scheme(endings: list[str], classes: dict[str, int]) -> str:
-    """Which clauses rhyme in the poems of a template, from the characters before 。 of each poem: "aabb", "aa-a".
+    """Which clauses rhyme in the poems of a template, such as "aabb" or "aa-a".
 
+    endings: of each poem, the characters before 。; classes: those of rhyme_classes().
     A clause joins the group with which it agrees best, if it does so clearly more often than not.
     """
     columns = [[classes.get(char) for char in column] for column in zip(*endings, strict=True)]
 
-    def agreement(i: int, j: int) -> float:
+    def agreement(i: int, j: int) -> float:  # of two clauses
         pairs = [(a, b) for a, b in zip(columns[i], columns[j], strict=True) if a is not None and b is not None]
         return (sum(a == b for a, b in pairs) + 1) / (len(pairs) + 2)  # Laplace's rule: few poems prove little
 

@@ -24,7 +24,7 @@ class Clause:
 
 
 class _Normal(dict):
-    """For str.translate: marks of one kind become one, and what is neither mark, character nor line end goes."""
+    """For str.translate(): marks of one kind become one; what is neither mark, character nor line end is dropped."""
 
     def __missing__(self, code: int) -> str | None:
         char = chr(code)
@@ -36,7 +36,7 @@ _NORMAL = _Normal()
 
 
 def read_clauses(body: str) -> list[Clause]:
-    """The clauses of the text of a poem; marks of one kind are taken for one another, quotation marks left out."""
+    """The clauses of a poem's text; marks of one kind count as the same, quotation marks are left out."""
     clauses: list[Clause] = []
     for raw, mark in re.findall("([^。，]*)([。，]?)", body.translate(_NORMAL)):
         if raw.startswith("\n") and clauses:
@@ -50,6 +50,7 @@ def read_clauses(body: str) -> list[Clause]:
 
 
 def pattern(clauses: list[Clause]) -> tuple[tuple[int, str], ...]:
+    """(number of characters, mark) of each clause."""
     return tuple((len(clause.text), clause.mark) for clause in clauses)
 
 

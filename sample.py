@@ -1,15 +1,15 @@
 """Writes poems with a trained model.
 
-The samples go to stdout, with a line of dashes between them and nothing else; what was loaded is told on stderr.
+The samples go to stdout, with a line of dashes between them and nothing else; what was loaded is reported on stderr.
 
   python sample.py --start +++清平乐                        ten texts that begin with a 清平乐
   python sample.py --start "+++如梦令\\n昨夜雨疏风骤。"      a title and a first line; \\n is a line end
-  python sample.py --start FILE:prompt.txt --seed 7         the prompt from a file; a seed repeats its samples
+  python sample.py --start FILE:prompt.txt --seed 7         the prompt from a file; the same seed, the same samples
   python sample.py --stop_at_poem_end --num_samples 1       one poem, written before your eyes
   python sample.py --form --start +++清平乐                 whole poems that keep their tune's form and rhymes
   python sample.py --acrostic 春夏秋冬 --rhyme 东           poems whose sentences begin so, and that rhyme so
-  python sample.py --form --best_of 10                      each the likeliest of ten
-  python sample.py --format jsonl --num_samples 10000       a line of JSON for each, for other programs
+  python sample.py --form --best_of 10                      for each sample, the likeliest of ten
+  python sample.py --format jsonl --num_samples 10000       a line of JSON for each sample, for other programs
 
 A character is chosen in this order: what the form allows, repetition penalty, temperature, top-k, top-p.
 """
@@ -25,14 +25,14 @@ from pathlib import Path
 from cli import ArgumentParser, UserError, number, run
 from constraint import FormRules, FormWriter
 from device import choose_device, seed_of
-from forms import Forms, check
+from forms import Forms, check, read_text
 from generation import DEFAULT, KEEP, Controls, Text, generate
 from model import GPT, load_model
 from poems import read_poems
 from prepare import DEFAULT_DATA_ROOT, Vocabulary, load_vocabulary
 
 SEPARATOR = "-" * 15
-# Held to a form, this model repeats characters oftener than poets do; the penalty mends that (docs/results.md).
+# Held to a form, the model repeats characters more often than poets do; the penalty mends that (docs/results.md).
 FORM_CONTROLS = replace(DEFAULT, repetition_penalty=1.2)
 
 
@@ -46,13 +46,12 @@ class Sample:
 
 
 def read_start(start: str) -> str:
-    """The text that --start stands for: FILE:path is read, \\n typed in a shell is a line end."""
+    """The text that --start stands for: FILE:path is read, \\n typed in a shell is a line end.
+
+    Raises UserError if it is empty or the file cannot be read.
+    """
     if start.startswith("FILE:"):
-        path = Path(start.removeprefix("FILE:"))
-        try:
-            start = path.read_text(encoding="utf-8-sig")
-        except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a path that cannot be one
-            raise UserError(f"--start: cannot read {path} as UTF-8 text: {error}") from None
+        start = read_text(Path(start.removeprefix("FILE:")))
     else:
         start = start.replace("\\n", "\n")
     if not start:
@@ -61,7 +60,10 @@ def read_start(start: str) -> str:
 
 
 def canonical_title(start: str, aliases: dict[str, str]) -> str:
-    """Puts the corpus's name of a tune for another name of it in a title line, and says so on stderr."""
+    """Replaces another name of a tune in a title line by the one that the corpus uses, and says so on stderr.
+
+    aliases: {other name: the corpus's}.
+    """
     match = re.match(r"\+\+\+([^\n（(]+)", start)
     if match is None or match[1] not in aliases:
         return start
@@ -70,8 +72,16 @@ def canonical_title(start: str, aliases: dict[str, str]) -> str:
 
 
 def sample_seed(seed: int, index: int, attempt: int = 0) -> int:
-    """The seed of an attempt at the sample `index` of a run: the same whatever the batch, unlike that of any other."""
+    """The seed of an attempt at the sample `index` of a run: the same whatever the batch, and unlike any other's."""
     return seed_of(seed, index, attempt)
+
+
+def new_text(
+    model: GPT, vocabulary: Vocabulary, start: str, seed: int, rules: FormRules | None = None, **window
+) -> Text:
+    """A text for generate() that begins with `start`; held to a form if there are rules. window: see samples()."""
+    constraint = FormWriter(rules, start) if rules else None
+    return Text(model.config, vocabulary.encode(start).tolist(), seed, constraint=constraint, **window)
 
 
 def samples(
@@ -91,17 +101,14 @@ def samples(
     """`num_samples` continuations of `start`, `batch` texts at a time. The same seed gives the same texts.
 
     poems: each ends with its poem. rules: each is one poem that keeps a form, whatever max_new_tokens. best_of: each is
-    the likeliest of so many, by the mean log-likelihood of the characters that the form left free.
+    the likeliest of this many, by the mean log-likelihood of the characters that the form left free.
     window: keep and exact of generation.Context.
     """
-    prompt, best = vocabulary.encode(start).tolist(), None
+    best = None
     for first in range(0, num_samples * best_of, batch):
         tries = range(first, min(first + batch, num_samples * best_of))
-        texts = []
-        for i in tries:
-            constraint = FormWriter(rules, start) if rules else None
-            own_seed = sample_seed(seed, i // best_of, i % best_of)
-            texts.append(Text(model.config, prompt, own_seed, constraint=constraint, **window))
+        seeds = [sample_seed(seed, i // best_of, i % best_of) for i in tries]
+        texts = [new_text(model, vocabulary, start, own_seed, rules, **window) for own_seed in seeds]
         for _ in generate(model, texts, sys.maxsize if rules else max_new_tokens, controls, stop_at_title=poems):
             pass
         for i, text in zip(tries, texts, strict=True):
@@ -116,7 +123,7 @@ def samples(
 
 
 def without_next_title(text: str) -> str:
-    """A finished poem without the mark of the title that follows it."""
+    """A finished poem without the title mark that follows it."""
     return text.removesuffix("+++").rstrip("\n") + "\n"
 
 
@@ -129,8 +136,15 @@ def verdict(text: str, forms: Forms | None) -> dict:
     return {"tune": tune, "form": result.form, "rhyme": result.rhyme}
 
 
+def json_line(sample: Sample, prompt: str, seed: int, index: int, forms: Forms | None) -> str:
+    """A sample of a run as JSON, with what makes it again and what is known of its form."""
+    fields = {"prompt": prompt, "text": sample.text, "seed": seed, "sample": index, "tokens": sample.tokens}
+    fields["mean_log_likelihood"] = sample.mean_log_likelihood
+    return json.dumps(fields | verdict(sample.text, forms), ensure_ascii=False)
+
+
 def stream(model: GPT, vocabulary: Vocabulary, text: Text, max_new_tokens: int, **options) -> None:
-    """Prints one sample as it is made."""
+    """Prints one sample as it is made. options: those of generate()."""
     held = ""  # line ends and title marks wait: they are not printed if the poem ends with them
     print(vocabulary.decode(text.prompt), end="", flush=True)
     for [token] in generate(model, [text], max_new_tokens, **options):
@@ -148,9 +162,9 @@ def parse_args(args=None):
     positive = number(int, 1)
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
     parser.add_argument("--ckpt_path", default="workdirs/quansongci", help="the folder of a run of train.py")
-    parser.add_argument("--start", default=r"\n", help="the text to go on from, or FILE:path")
+    parser.add_argument("--start", default=r"\n", help="the text to continue, or FILE:path to read it from a file")
     parser.add_argument("--num_samples", type=positive, default=10, help="number of samples")
-    parser.add_argument("--max_new_tokens", type=number(int, 0), default=500, help="characters to add to each")
+    parser.add_argument("--max_new_tokens", type=number(int, 0), default=500, help="characters to add to each sample")
     parser.add_argument("--stop_at_poem_end", action="store_true", help="end each sample when its poem ends")
     parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=1, help="the same seed, the same samples")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to compute")
@@ -158,27 +172,20 @@ def parse_args(args=None):
     group = parser.add_argument_group("poems that keep their tune (needs DATA_ROOT/forms.json, which prepare.py makes)")
     group.add_argument("--form", action="store_true", help=FORM_HELP)
     group.add_argument("--acrostic", default="", metavar="春夏秋冬", help=ACROSTIC_HELP)
-    group.add_argument("--rhyme", default="", metavar="东", help="rhyme with this character; implies --form")
+    group.add_argument("--rhyme", default="", metavar="东", help=RHYME_HELP)
     group.add_argument("--best_of", type=positive, default=1, help=BEST_OF_HELP)
 
     group = parser.add_argument_group("how a character is chosen")
-    group.add_argument(
-        "--temperature",
-        type=number(float, 0),
-        default=DEFAULT.temperature,
-        help="0: always the likeliest; 1: as learned",
-    )
-    group.add_argument("--top_k", type=positive, default=DEFAULT.top_k, help="choose among so many likeliest only")
-    group.add_argument(
-        "--top_p", type=number(float, 0, 1), help="choose among the likeliest that reach this probability"
-    )
+    group.add_argument("--temperature", type=number(float, 0), default=DEFAULT.temperature, help=TEMPERATURE_HELP)
+    group.add_argument("--top_k", type=positive, default=DEFAULT.top_k, help=TOP_K_HELP)
+    group.add_argument("--top_p", type=number(float, 0, 1), help=TOP_P_HELP)
     group.add_argument("--repetition_penalty", type=number(float, 1, 1e6), help=PENALTY_HELP)
 
-    group = parser.add_argument_group("how they are made and shown")
-    group.add_argument("--batch", type=positive, default=100, help="samples made at a time; bounds the memory")
-    group.add_argument("--stream", action="store_true", help="one after another, each character as it is made")
+    group = parser.add_argument_group("how samples are made and shown")
+    group.add_argument("--batch", type=positive, default=100, help="samples made at once; bounds the memory")
+    group.add_argument("--stream", action="store_true", help="one sample after another, each character as it is made")
     group.add_argument("--format", default="text", choices=["text", "jsonl"], help="jsonl: a line of JSON a sample")
-    group.add_argument("--exact_window", action="store_true", help="past the window, always see a full one; slow")
+    group.add_argument("--exact_window", action="store_true", help=EXACT_HELP)
     group.add_argument("--keep", type=number(float, 0, below=1), default=KEEP, help=KEEP_HELP)
     args = parser.parse_args(args)
     for other, given in (("format jsonl", args.format == "jsonl"), ("best_of", args.best_of > 1)):
@@ -189,17 +196,27 @@ def parse_args(args=None):
 
 
 FORM_HELP = (
-    "each sample is one poem in an attested form of its tune, with its rhymes, whatever its length; "
+    "each sample is one whole poem, of any length, in an attested form of its tune and with its rhymes; "
     "without a title in --start, the model chooses a tune"
 )
-ACROSTIC_HELP = "the sentences that are written begin with these characters, in order (藏头); implies --form"
-BEST_OF_HELP = "make so many of each sample and print the likeliest, by mean log-likelihood of the characters left free"
-PENALTY_HELP = f"against repetition; 1: none, the default, but {FORM_CONTROLS.repetition_penalty} with --form"
-KEEP_HELP = "share of a full window that stays when it is moved on; models of poems always keep half, as in training"
+ACROSTIC_HELP = "the characters that begin the sentences to be written, in order (藏头); implies --form"
+RHYME_HELP = "a character that the poems are to rhyme with; implies --form"
+BEST_OF_HELP = (
+    "make this many of each sample and print the likeliest, "
+    "by the mean log-likelihood of the characters that the form left free"
+)
+TEMPERATURE_HELP = "0: always the likeliest character; 1: the probabilities as learned"
+TOP_K_HELP = "choose among this many of the likeliest characters"
+TOP_P_HELP = "choose among the likeliest characters that together reach this probability; if left out, all"
+PENALTY_HELP = f"against repetition, 1: none; if left out, {FORM_CONTROLS.repetition_penalty} with --form, else 1"
+EXACT_HELP = "when the window is full, drop only its oldest character at each step; slow"
+KEEP_HELP = (
+    "share of a full window that is kept when it moves on; models of poems always keep half of it, as in training"
+)
 
 
-def main() -> None:
-    args = parse_args()
+def load(args) -> tuple[GPT, Vocabulary, dict[str, str]]:
+    """The model, its vocabulary, and the aliases of the data set. Raises UserError if they do not belong together."""
     device = choose_device(args.device)
     data_vocabulary = load_vocabulary(args.data_root)
     model, vocabulary = load_model(args.ckpt_path, device)
@@ -207,14 +224,20 @@ def main() -> None:
         raise UserError(f"{args.ckpt_path} was trained on another vocabulary than that of {args.data_root}")
     if args.stop_at_poem_end and not model.config.title:
         raise UserError(f"--stop_at_poem_end: the model in {args.ckpt_path} was not trained on windows of poems")
-    start = canonical_title(read_start(args.start), data_vocabulary.aliases)
-    vocabulary.encode(start)  # an unknown character is told before anything else
-    known = args.format == "jsonl" and (Path(args.data_root) / "forms.json").is_file()
-    forms = Forms.load(args.data_root) if args.form or known else None
+    return model, vocabulary, data_vocabulary.aliases
+
+
+def main() -> None:
+    args = parse_args()
+    model, vocabulary, aliases = load(args)
+    start = canonical_title(read_start(args.start), aliases)
+    vocabulary.encode(start)  # an unknown character is reported before anything else
+    wanted = args.form or (args.format == "jsonl" and (Path(args.data_root) / "forms.json").is_file())
+    forms = Forms.load(args.data_root) if wanted else None
     rules = FormRules(forms, vocabulary, args.acrostic, args.rhyme) if args.form else None
     if rules:
         FormWriter(rules, start)  # as is a start that fits no form
-    print(f"{args.ckpt_path}: {model.num_parameters():,} parameters on {device}", file=sys.stderr)
+    print(f"{args.ckpt_path}: {model.num_parameters():,} parameters on {model.device}", file=sys.stderr)
     usual = FORM_CONTROLS if args.form else DEFAULT
     penalty = usual.repetition_penalty if args.repetition_penalty is None else args.repetition_penalty
     controls = Controls(args.temperature, args.top_k, args.top_p, penalty)
@@ -222,11 +245,9 @@ def main() -> None:
     alone = args.num_samples == args.best_of == 1 and sys.stdout.isatty()
     if args.format == "text" and (args.stream or alone):
         for i in range(args.num_samples):
-            if i > 0:
-                print(SEPARATOR)
-            constraint, bound = (FormWriter(rules, start), sys.maxsize) if rules else (None, args.max_new_tokens)
-            prompt = vocabulary.encode(start).tolist()
-            text = Text(model.config, prompt, sample_seed(args.seed, i), constraint=constraint, **window)
+            print(f"{SEPARATOR}\n" * (i > 0), end="")
+            text = new_text(model, vocabulary, start, sample_seed(args.seed, i), rules, **window)
+            bound = sys.maxsize if rules else args.max_new_tokens
             stream(model, vocabulary, text, bound, controls=controls, stop_at_title=args.stop_at_poem_end)
         return
     began, tokens = time.perf_counter(), 0
@@ -240,14 +261,13 @@ def main() -> None:
     for i, sample in enumerate(made):
         tokens += sample.tokens
         if args.format == "jsonl":
-            fields = {"prompt": start, "text": sample.text, "seed": args.seed, "sample": i, "tokens": sample.tokens}
-            fields["mean_log_likelihood"] = sample.mean_log_likelihood
-            fields |= verdict(sample.text, forms)
-            print(json.dumps(fields, ensure_ascii=False), flush=True)
+            print(json_line(sample, start, args.seed, i, forms), flush=True)
         else:
             print(f"{SEPARATOR}\n" * (i > 0) + sample.text, flush=True)
-    seconds = time.perf_counter() - began
-    print(f"{args.num_samples} samples, {tokens:,} characters, {tokens / seconds:,.0f} a second", file=sys.stderr)
+    seconds, plural = time.perf_counter() - began, "s" * (args.num_samples > 1)
+    print(
+        f"{args.num_samples} sample{plural}, {tokens:,} characters, {tokens / seconds:,.0f} a second", file=sys.stderr
+    )
 
 
 if __name__ == "__main__":

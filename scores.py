@@ -4,7 +4,6 @@ A poem is a pair (tune, text). Han characters only are counted where n-grams are
 """
 
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,10 +21,12 @@ def is_han(char: str) -> bool:
 
 
 def han(text: str) -> str:
+    """Its Han characters."""
     return "".join(filter(is_han, text))
 
 
 def mean(values) -> float:
+    """NaN of no values."""
     values = list(values)
     return sum(values) / len(values) if values else float("nan")
 
@@ -68,76 +69,72 @@ def diversity(poems: list[Poem]) -> dict[str, float]:
     return scores
 
 
-@dataclass(frozen=True)
 class Grams:
-    """Texts as one array of code points, with which text each position belongs to."""
+    """The n-grams that lie within one of the texts, for n = 0, then for n one larger after each extend().
 
-    codes: np.ndarray  # (characters,) uint64
-    owner: np.ndarray  # (characters,)
+    starts, hashes: where each begins in the joined texts, and a 64-bit hash of it; both shrink with keep().
+    """
 
-    @classmethod
-    def of(cls, texts: list[str]) -> "Grams":
-        codes = np.frombuffer("".join(texts).encode("utf-32-le"), dtype="<u4").astype(np.uint64)
-        return cls(codes, np.repeat(np.arange(len(texts)), [len(text) for text in texts]))
+    def __init__(self, texts: list[str]):
+        lengths = np.array([len(text) for text in texts], dtype=np.int64)
+        self.codes = np.frombuffer("".join(texts).encode("utf-32-le"), dtype="<u4").astype(np.uint64)
+        self.owner = np.repeat(np.arange(len(texts)), lengths)  # (characters,) the text of each
+        self.ends = lengths.cumsum()  # (texts,)
+        self.n = 0
+        self.starts = np.arange(len(self.codes))
+        self.hashes = np.zeros(len(self.codes), dtype=np.uint64)
 
-    def hashes(self, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """A 64-bit hash of each n-gram within a text, and the number of its text."""
-        count = max(0, len(self.codes) - n + 1)
-        values = np.zeros(count, dtype=np.uint64)
-        for i in range(n):  # polynomial, modulo 2^64; n-grams of a few million collide with a probability of 1e-6
-            values = (values + self.codes[i : i + count]) * np.uint64(0x9E3779B97F4A7C15)
-            values ^= values >> np.uint64(29)
-        inside = self.owner[:count] == self.owner[n - 1 :]
-        return values[inside], self.owner[:count][inside]
+    def extend(self) -> None:
+        """Makes each n-gram one character longer; those that would leave their text are dropped."""
+        self.keep(self.starts + self.n < self.ends[self.owner[self.starts]])
+        # Polynomial, modulo 2^64; n-grams of a few million collide with a probability of 1e-6
+        self.hashes = (self.hashes + self.codes[self.starts + self.n]) * np.uint64(0x9E3779B97F4A7C15)
+        self.hashes ^= self.hashes >> np.uint64(29)
+        self.n += 1
+
+    def keep(self, which: np.ndarray) -> None:
+        """which: booleans, True for the n-grams that stay."""
+        self.starts, self.hashes = self.starts[which], self.hashes[which]
 
 
-def contained(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
-    """Whether each value is in a sorted array."""
-    if not len(ordered):
-        return np.zeros(len(values), dtype=bool)
-    return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
+def copied_runs(texts: list[str], training: list[str]) -> tuple[np.ndarray, dict[int, int]]:
+    """(texts,) the length of the longest run that each has copied from a training text; {n: n-grams copied} of all."""
+    source, copied = Grams(training), Grams(texts)
+    longest = np.zeros(len(texts), dtype=int)
+    counts = dict.fromkeys(NOVELTY_SIZES, 0)
+    while len(copied.starts):
+        source.extend()
+        copied.extend()
+        # What is not shared cannot begin a longer run that is, so few n-grams are left after a few rounds
+        copied.keep(np.isin(copied.hashes, source.hashes))
+        source.keep(np.isin(source.hashes, copied.hashes))
+        longest[copied.owner[copied.starts]] = copied.n
+        if copied.n in counts:
+            counts[copied.n] = len(copied.starts)
+    return longest, counts
 
 
 def novelty(sets: dict[str, list[Poem]], training: list[Poem]) -> dict[str, dict[str, float]]:
-    """For each named set of poems: the share of n-grams new against the training poems, and the longest runs copied."""
-    source = Grams.of([han(body) for _, body in training])
-    grams = {name: Grams.of([han(body) for _, body in poems]) for name, poems in sets.items()}
-    longest = {name: np.zeros(len(poems), dtype=int) for name, poems in sets.items()}
-    scores = {name: {} for name in sets}
-    n, going = 1, set(sets)
-    while going or n <= max(NOVELTY_SIZES):
-        known = np.sort(source.hashes(n)[0])
-        for name in sorted(going) if n > max(NOVELTY_SIZES) else sets:
-            values, owner = grams[name].hashes(n)
-            copied = contained(values, known)
-            longest[name][owner[copied]] = n
-            if n in NOVELTY_SIZES:
-                scores[name][f"new {n}-grams"] = 1 - float(copied.mean()) if len(copied) else float("nan")
-            if not copied.any():
-                going.discard(name)
-        n += 1
-    clauses = np.sort(clause_hashes(training)[0])
+    """For each named set of poems: the share of n-grams new against the training poems (NaN if no poem has n
+    characters), the longest runs copied, and the share of poems with a copied clause."""
+    source = [han(body) for _, body in training]
+    clauses = {clause for _, body in training for clause in long_clauses(body)}
+    scores = {}
     for name, poems in sets.items():
-        values, owner = clause_hashes(poems)
-        with_copies = len(set(owner[contained(values, clauses)].tolist()))
-        scores[name] |= {
-            "longest run copied, median": float(np.median(longest[name])),
-            "longest run copied, 95 %": float(np.percentile(longest[name], 95)),
-            "longest run copied, maximum": float(longest[name].max()),
-            f"with a copied clause of {COPIED_CLAUSE} or more": with_copies / len(poems),
+        texts = [han(body) for _, body in poems]
+        longest, counts = copied_runs(texts, source)
+        totals = {n: sum(max(0, len(text) - n + 1) for text in texts) for n in NOVELTY_SIZES}
+        scores[name] = {f"new {n}-grams": 1 - counts[n] / totals[n] if totals[n] else float("nan") for n in totals} | {
+            "longest run copied, median": float(np.median(longest)),
+            "longest run copied, 95 %": float(np.percentile(longest, 95)),
+            "longest run copied, maximum": float(longest.max()),
+            f"with a copied clause of {COPIED_CLAUSE} or more": mean(
+                not clauses.isdisjoint(long_clauses(body)) for _, body in poems
+            ),
         }
     return scores
 
 
-def clause_hashes(poems: list[Poem]) -> tuple[np.ndarray, np.ndarray]:
-    """A hash of each clause of COPIED_CLAUSE characters or more, and the number of its poem."""
-    pairs = [(i, han(clause.text)) for i, (_, body) in enumerate(poems) for clause in read_clauses(body)]
-    by_length: dict[int, list[tuple[int, str]]] = {}
-    for i, text in pairs:
-        if len(text) >= COPIED_CLAUSE:
-            by_length.setdefault(len(text), []).append((i, text))
-    values, owner = [np.zeros(0, np.uint64)], [np.zeros(0, int)]
-    for length, members in by_length.items():
-        values.append(Grams.of([text for _, text in members]).hashes(length)[0])
-        owner.append(np.array([i for i, _ in members]))
-    return np.concatenate(values), np.concatenate(owner)
+def long_clauses(body: str) -> list[str]:
+    """The clauses of a poem that have COPIED_CLAUSE Han characters or more, without anything else."""
+    return [text for clause in read_clauses(body) if len(text := han(clause.text)) >= COPIED_CLAUSE]

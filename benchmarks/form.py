@@ -1,14 +1,13 @@
-"""How many freely sampled poems stand in an attested form of their tune: the clause lengths and marks of some poem.
+"""How many freely sampled poems have an attested form of their tune: the clause lengths and marks of a real poem.
 
 A form is the list of (characters in a clause, 。 or ，); 、 does not count. The title line is given, the rest is free.
 
-  python benchmarks/form.py                           the six tunes of facts and issues, 60 poems of each
+  python benchmarks/form.py                           six common tunes, 60 poems of each
   python benchmarks/form.py --commonest 20            the twenty commonest tunes
   python benchmarks/form.py --form --num_samples 3    held to a form, in every tune that has one: form and rhyme checked
 """
 
 import argparse
-import re
 import sys
 import time
 from collections import Counter, defaultdict
@@ -18,31 +17,25 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from constraint import FormRules
-from forms import Forms, check
-from model import load_model
-from prepare import DEFAULT_DATA_ROOT
+from forms import Forms, check, read_text
+from model import GPT, load_model
+from poems import pattern, read_clauses, read_poems
+from prepare import DEFAULT_DATA_ROOT, Vocabulary
 from sample import FORM_CONTROLS, samples
 
 TUNES = ["清平乐", "浣溪沙", "菩萨蛮", "如梦令", "蝶恋花", "水调歌头"]
 
 
-def form(text: str) -> tuple[str, ...]:
-    """'画帘暮。燕子衔泥絮。' → ('3。', '5。')"""
-    clauses = re.findall(r"([^。，]*)([。，])", text.replace("、", "").replace("\n", ""))
-    return tuple(f"{len(clause)}{mark}" for clause, mark in clauses)
-
-
 def attested_forms(data_root: str) -> dict[str, Counter]:
-    """{tune: {form: number of poems}} of the whole corpus."""
+    """{tune: {form: number of poems}} of the whole corpus; for a form, see poems.pattern()."""
     forms = defaultdict(Counter)
-    text = (Path(data_root) / "input.txt").read_text(encoding="utf-8")
-    for poem in text.split("+++")[1:]:
-        tune, _, lines = poem.partition("\n")
-        forms[re.sub("[（(].*", "", tune)][form(lines)] += 1
+    for tune, body in read_poems(read_text(Path(data_root) / "input.txt").splitlines(keepends=True)):
+        forms[tune][pattern(read_clauses(body))] += 1
     return forms
 
 
-def every_tune(model, vocabulary, learned: Forms, num_samples: int) -> None:
+def every_tune(model: GPT, vocabulary: Vocabulary, learned: Forms, num_samples: int) -> None:
+    """Samples held to a form: how many keep form and rhyme, and the time of one long poem."""
     rules, good, total, start = FormRules(learned, vocabulary), 0, 0, time.perf_counter()
     for tune in learned.tunes:
         for sample in samples(model, vocabulary, f"+++{tune}\n", num_samples, 0, rules=rules, controls=FORM_CONTROLS):
@@ -60,9 +53,11 @@ def main() -> None:
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT)
     parser.add_argument("--ckpt_path", default="workdirs/quansongci")
     parser.add_argument("--num_samples", type=int, default=60, help="poems of each tune")
-    parser.add_argument("--commonest", type=int, help="so many commonest tunes of the corpus instead of the six")
+    parser.add_argument(
+        "--commonest", type=int, help="the N commonest tunes of the corpus instead of the six", metavar="N"
+    )
     parser.add_argument("--max_new_tokens", type=int, default=200)
-    parser.add_argument("--form", action="store_true", help="sample with forms.json, and check by it")
+    parser.add_argument("--form", action="store_true", help="hold the poems to the forms of forms.json, and check them")
     args = parser.parse_args()
     forms = attested_forms(args.data_root)
     tunes = TUNES
@@ -77,7 +72,7 @@ def main() -> None:
     for tune in tunes:
         start = f"+++{tune}\n"
         made = samples(model, vocabulary, start, args.num_samples, args.max_new_tokens, poems=True)
-        fitting = sum(form(sample.text.removeprefix(start)) in forms[tune] for sample in made)
+        fitting = sum(pattern(read_clauses(sample.text.removeprefix(start))) in forms[tune] for sample in made)
         good += fitting
         print(f"| {tune} | {fitting} of {args.num_samples} | {fitting / args.num_samples:.0%} |", flush=True)
     total = len(tunes) * args.num_samples

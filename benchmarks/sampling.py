@@ -1,9 +1,9 @@
-"""How fast texts are written: tokens a second and peak memory, beside two other ways, as ratios in one run.
+"""How fast texts are written: tokens a second and peak memory, compared with two other ways in one run.
 
   ours           generation.py, all texts together, with its cache
   plain loop     one text after another, the whole window through the model for each token, no cache
   transformers   generate() of a GPT2LMHeadModel of the same size with its cache, in pieces as long as the window,
-                 since it does not go past it
+                 since it cannot go past it
 
 Each is run in a process of its own, with fresh weights: what the texts say does not matter here.
 
@@ -83,7 +83,7 @@ WAYS = {"ours": ours, "plain loop": plain_loop, "transformers": with_transformer
 
 
 def one(args) -> None:
-    """Seconds of one way, after a short warm-up, and the peak memory of this process in MB."""
+    """Prints the seconds of one way, after a short warm-up, and the peak memory of this process in MB, as JSON."""
     way, model = WAYS[args.way], new_model(args.preset)
     way(model, args.texts, 5)
     start = time.perf_counter()
@@ -98,7 +98,7 @@ def table(args) -> None:
         for texts in (1, 10, 100):
             measured = {}
             for way in WAYS:
-                # The plain loop's time is the same for each text and token: a part of them is enough
+                # The plain loop takes the same time for each text: two of them are enough
                 part = min(texts, 2) if way == "plain loop" else texts
                 command = [sys.executable, __file__, "--part", "one", "--way", way, "--preset", preset]
                 command += ["--texts", str(part), "--tokens", str(args.tokens)]
@@ -123,7 +123,7 @@ def length(args) -> None:
 
 @torch.inference_mode()
 def limit(args) -> None:
-    """What a step would take if only the weights had to be read, or only the head's product done, and what it takes."""
+    """The time of a step, and what it would be if only the weights were read, or only the head's product computed."""
     for texts in (1, 10, 100):
         model = new_model("mini")
         contexts = [Context(model.config, [0]) for _ in range(texts)]
@@ -156,7 +156,7 @@ def limit(args) -> None:
 
 @torch.inference_mode()
 def window(args) -> None:
-    """Mean loss of held-out text in windows that move on, keeping a share, and in full ones at every step."""
+    """The perplexity of held-out text in windows that move on and keep a share, and in full ones at every step."""
     model, vocabulary = load_model(args.ckpt_path)
     _, _, tokens = load_dataset(args.data_root)
     size = model.config.max_seq_len
@@ -169,11 +169,11 @@ def window(args) -> None:
         print(f"  half of the window kept: {perplexity(poem_loss(model, tokens, later, 64)):.1f}")
         print(f"  exact, each 16th character: {perplexity(last_loss(model, tokens, places - size + 1, size)):.1f}")
         return
-    places = np.arange(size, len(tokens) - 1, 17)  # enough of them
+    places = np.arange(size, len(tokens) - 1, 17)  # a sample of them is enough
     print(f"stream, exact window: {perplexity(last_loss(model, tokens, places - size + 1, size)):.1f} (perplexity)")
     for keep in (0.25, 0.5, 0.75, 0.9):
         kept, total = math.ceil(keep * size), 0.0
-        for seen in range(kept + 1, size + 1):  # all the lengths that the window takes in turn
+        for seen in range(kept + 1, size + 1):  # the lengths that the window has in turn
             some = places[seen % 17 :: size - kept]
             total += last_loss(model, tokens, some - seen + 1, seen) / (size - kept)
         print(f"stream, {keep:.0%} kept: {perplexity(total):.1f}")

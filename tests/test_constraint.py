@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from cli import UserError
 from constraint import FormRules, FormWriter
-from forms import Forms, Template, check, read_poems
+from forms import Forms, Template, check
 from generation import DEFAULT, Text, generate
 from learnforms import learn
 from model import load_model
+from poems import read_poems
 from prepare import Vocabulary
 
 CHARS = "一二三四五六七八"
@@ -147,7 +148,7 @@ def test_acrostic_and_rhyme_are_kept_or_it_is_said_that_they_cannot(drawn, acros
 def test_the_acrostic_goes_on_after_the_sentences_given():
     forms = learn([*read_poems(tuned_text(60).splitlines(keepends=True))])
     rules = FormRules(forms, VOCABULARY_OF_TUNED, "东红")
-    writer = FormWriter(rules, "+++清平乐\n" + "一" * 0)
+    writer = FormWriter(rules, "+++清平乐\n")
     assert allowed_chars(writer) == {"东"}
     body = next(body for tune, body in read_poems(tuned_text(60).splitlines(keepends=True)) if tune == "清平乐")
     first = body[: body.index("。") + 1]
@@ -155,6 +156,26 @@ def test_the_acrostic_goes_on_after_the_sentences_given():
     assert len(allowed_chars(FormWriter(rules, f"+++清平乐\n{first[:2]}"))) > 1
     with pytest.raises(UserError, match="2 characters"):
         FormWriter(rules, f"+++清平乐\n{body[: body.index('，')]}")
+
+
+def test_a_sentence_begun_in_the_start_is_none_of_the_acrostic():
+    forms = Forms({"小令": [Template(((2, "。"),) * 3, 2, "---")]}, CLASSES)
+    text, _ = write(FormRules(forms, VOCABULARY, "五六"), "+++小令\n一", random.Random(0).choice)
+    assert re.fullmatch(r"\+\+\+小令\n一.。五.。六.。", text)
+
+
+def test_pauses_and_stanza_breaks_come_where_a_template_has_them_and_once():
+    template = Template(((2, "。"), (2, "。")), 2, "--", frozenset({(0, 1)}), frozenset({0}))
+    rules = FormRules(Forms({"小令": [template]}, CLASSES), VOCABULARY)
+    allowed = {body: allowed_chars(FormWriter(rules, f"+++小令\n{body}")) for body in ("", "一", "一、", "一二。三")}
+    assert {body: "、" in chars for body, chars in allowed.items()} == {
+        "": False,
+        "一": True,
+        "一、": False,
+        "一二。三": False,
+    }
+    assert allowed_chars(FormWriter(rules, "+++小令\n一二。")) == {"\n"}
+    assert "\n" not in allowed_chars(FormWriter(rules, "+++小令\n一二。\n"))
 
 
 VOCABULARY_OF_TUNED = Vocabulary("".join(sorted(set(tuned_text(300)))))
@@ -232,7 +253,7 @@ def test_a_models_poems_keep_their_forms_and_count_what_they_cost(tuned_root, tu
     for text in texts:
         result = checked(vocabulary.decode(text.new), forms)
         assert result.form and result.rhyme
-        assert 0 < text.free < len(text.new) and text.kept < 0
+        assert 0 < text.free < len(text.new) and text.allowed_log_prob < 0
         assert text.log_likelihood < text.free_log_likelihood < 0
 
 
@@ -252,4 +273,5 @@ def test_kept_probability_and_log_likelihood_are_exact(tuned_root, tuned_ckpt):
         kept += log_probs[allowed].logsumexp(-1).item()
         gains += log_probs[token].item()
         follow.append(token)
-    assert text.kept == pytest.approx(kept, abs=1e-3) and text.log_likelihood == pytest.approx(gains, abs=1e-3)
+    assert text.allowed_log_prob == pytest.approx(kept, abs=1e-3)
+    assert text.log_likelihood == pytest.approx(gains, abs=1e-3)

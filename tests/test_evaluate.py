@@ -1,29 +1,21 @@
 import json
+import math
 import shutil
 
 import matplotlib.image
 from conftest import train_tiny
 
 import evaluate
+from forms import Forms
+from prepare import load_vocabulary
 
 
 def test_runs_are_compared_in_a_table_a_picture_and_a_poem_each(call, data_root, ckpt_path, tmp_path):
     no_pos = train_tiny(data_root, tmp_path / "no_pos", "-no_pos")
     out = tmp_path / "results.md"
     out.write_text("# Before\n\n<!-- ablation -->\nold\n<!-- /ablation -->\n\nAfter\n", encoding="utf-8")
-    arguments = [
-        "--ckpt_path",
-        ckpt_path,
-        no_pos,
-        "--out",
-        out,
-        "--start",
-        "+++清平乐\n",
-        "--max_new_tokens",
-        20,
-        "--samples",
-        0,
-    ]
+    arguments = ["--ckpt_path", ckpt_path, no_pos, "--out", out, "--start", "+++清平乐\n"]
+    arguments += ["--max_new_tokens", 20, "--samples", 0]
     for _ in range(2):  # a second run replaces what the first has written
         status, printed, _ = call(evaluate, *arguments)
         text = out.read_text(encoding="utf-8")
@@ -59,10 +51,14 @@ def test_outputs_that_cannot_be_written_are_said(assert_user_error, ckpt_path, t
     for flags, words in (
         (["--picture", tmp_path / "p.xyz"], "must end in .png"),
         (["--out", tmp_path], "is a folder"),
-        (["--out", tmp_path / "latin.md", "--max_new_tokens", 0, "--samples", 0], "not a text in UTF-8"),
+        (["--out", tmp_path / "r.json"], "such as r.md"),
+        (["--out", tmp_path / "none" / "r.md"], "no folder"),
+        (["--picture", tmp_path / "none" / "p.png"], "no folder"),
+        (["--out", tmp_path / "latin.md", "--max_new_tokens", 0, "--samples", 0], "not UTF-8 text"),
         (["--start", ""], "--start is empty"),
     ):
         assert_user_error(evaluate, "--ckpt_path", ckpt_path, *flags, words=[words])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latin.md", "latin.png"]
 
 
 def test_poems_by_people_and_by_the_model_are_scored_side_by_side(call, tuned_root, tuned_ckpt, tmp_path):
@@ -73,7 +69,12 @@ def test_poems_by_people_and_by_the_model_are_scored_side_by_side(call, tuned_ro
     scores = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     assert status == 0 and list(scores) == ["human", "tuned, free", "tuned, form"]
     assert scores["human"]["in form and rhyme"] == scores["tuned, form"]["in form and rhyme"] == 1
-    assert scores["tuned, free"]["in form"] < 1 and scores["tuned, form"]["price of the form, nats a token"] > 0
+    assert scores["tuned, free"]["in form"] < 1
+    price = scores["tuned, form"]["price of the form, nats a token"]
+    kept = scores["tuned, form"]["probability that the form kept"]
+    assert (
+        0 < price < math.log(len(load_vocabulary(tuned_root))) and math.exp(-price) / 2 < kept < 1
+    )  # nearly untrained
     result = json.loads((tuned_ckpt / "result.json").read_text(encoding="utf-8"))
     assert scores["tuned, free"]["perplexity, a token"] == result["best_perplexity"]
     assert scores["tuned, free"]["perplexity, a Han character"] > result["best_perplexity"]
@@ -81,6 +82,14 @@ def test_poems_by_people_and_by_the_model_are_scored_side_by_side(call, tuned_ro
     assert (
         "old" not in text and "After" in text and "| in form | 100.0% |" in text and "| in form | 100.0% |" in printed
     )
+
+
+def test_the_poems_by_people_are_drawn_by_the_seed(tuned_root):
+    forms = Forms.load(tuned_root)
+    drawn = [evaluate.held_out_poems(tuned_root, forms, 5, seed)[0] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    many, _ = evaluate.held_out_poems(tuned_root, forms, 100, 1)
+    assert len(many) == 100 and many[:5] == drawn[0]  # over again if there are too few
 
 
 def test_scores_need_forms(assert_user_error, ckpt_path, tmp_path):

@@ -21,18 +21,8 @@ def graded(folder, source):
     """What a student sees: the outcome of pytest on a folder with the source as model.py."""
     exercise.make(folder)
     (folder / "model.py").write_text(source, encoding="utf-8")
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-o",
-        "addopts=",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "--tb=line",
-        str(folder),
-    ]
+    options = ["-o", "addopts=", "-q", "-p", "no:cacheprovider", "--tb=line"]
+    command = [sys.executable, "-m", "pytest", *options, str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8", timeout=120)
     return done.returncode, done.stdout
@@ -144,6 +134,7 @@ def test_a_students_work_is_not_overwritten(call, assert_user_error, tmp_path):
     assert (out / "model.py").read_text() == "mine"
     assert call(exercise, "--out", out, "--overwrite")[0] == 0
     assert (out / "model.py").read_text(encoding="utf-8") == exercise.blank(SOURCE)
+    assert_user_error(exercise, "--out", out / "model.py", words=["is a file"])
     assert_user_error(exercise, "--out", ROOT, "--overwrite", words=["replace model.py itself"])
     assert (ROOT / "model.py").read_text(encoding="utf-8") == SOURCE
 

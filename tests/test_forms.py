@@ -3,7 +3,8 @@ import json
 import pytest
 
 import forms
-from forms import Forms, Template, check, drawn, read_clauses, read_poems, tune_of
+from forms import Forms, Template, check, drawn
+from poems import read_clauses, read_poems, tune_of
 
 SHORT = Template(((3, "。"), (2, "，"), (3, "。")), 5, "aa")
 LONG = Template(((3, "。"), (2, "，"), (4, "。"), (1, "。")), 3, "aa-", frozenset({(2, 1)}), frozenset({0}))
@@ -52,6 +53,11 @@ def test_the_first_departure_from_the_nearest_template_is_told():
     assert unknown.template is None and not unknown.form
 
 
+def test_the_whole_form_goes_before_the_beginning_of_a_commoner_one():
+    longer = Template((*SHORT.clauses, (2, "。")), 9, "aa-")
+    assert check("小令", "一二东。三四，五六风。", Forms({"小令": [longer, SHORT]}, FORMS.classes)).template is SHORT
+
+
 @pytest.mark.parametrize(("last", "fits"), [("风", True), ("月", False), ("六", False)])
 def test_a_character_of_another_class_or_none_is_out_of_rhyme(last, fits):
     result = check("小令", f"一二东。三四，五六{last}。", FORMS)
@@ -90,6 +96,7 @@ def test_what_a_user_can_get_wrong(assert_user_error, tmp_path):
     FORMS.save(tmp_path / "forms.json")
     root = ["--data_root", tmp_path]
     assert_user_error(forms, *root, "--show", "小今", words=["小今", "near names: 小令"])
+    assert_user_error(forms, *root, "--show", "", words=["no form is known of the tune ''"])
     assert_user_error(forms, *root, "--check", tmp_path / "none.txt", words=["none.txt"])
     (tmp_path / "plain.txt").write_text("一二东。", encoding="utf-8")
     assert_user_error(forms, *root, "--check", tmp_path / "plain.txt", words=["+++清平乐"])
@@ -111,9 +118,7 @@ def test_departures_are_marked_in_the_text(call, tmp_path):
     )
     status, out, _ = call(forms, "--data_root", tmp_path, "--check", tmp_path / "poems.txt")
     first, second, third, fourth = out.split("\n\n")
-    assert (
-        status == 0 and "in form, 1 characters out of rhyme" in first and "三四，五六月。  a  <- 月 does not" in first
-    )
+    assert status == 0 and "in form, 1 character out of rhyme" in first and "三四，五六月。  a  <- 月 does not" in first
     assert "out of form" in second and "〔三四五，〕  <- 3， where the form has 2，" in second
     assert "〔〕  <- the end where the form has 2，" in third
     assert "no form is known" in fourth

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def moved_on(ids: list[int], size: int, kept: int) -> list[int]:
 def test_greedy_text_past_the_window_is_what_the_definition_gives(config, keep):
     model, size = make(config), config.max_seq_len
     prompts = [[3, 4, 5], [7] * 9, list(range(size + 10))]
-    kept = min(max(1, -(-int(keep * size * 100) // 100)), size - 1)
+    kept = min(max(1, math.ceil(keep * size)), size - 1)
     for prompt, new in zip(prompts, written(model, prompts, 60, keep=keep), strict=True):
         assert new == continued(model, prompt, 60, lambda ids: moved_on(ids, size, kept))
 
@@ -139,7 +140,7 @@ def test_generation_stops_at_the_next_title_and_goes_on_with_the_others(monkeypa
 
 def test_the_log_likelihood_is_that_of_the_model():
     model = make(SIZES[1])
-    [text] = [Text(model.config, [3, 4], 5)]
+    text = Text(model.config, [3, 4], 5)
     list(generate(model, [text], 15, Controls(0.7, 10)))
     with torch.no_grad():
         log_probs = torch.log_softmax(model(torch.tensor([[3, 4, *text.new]]))[0][0], -1)

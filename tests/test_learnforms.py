@@ -5,8 +5,9 @@ import pytest
 from conftest import RHYMES, tuned_text
 
 import prepare
-from forms import Forms, read_poems
-from learnforms import learn, rhyme_classes, rhyme_scheme
+from forms import Forms
+from learnforms import learn, refrains, rhyme_classes, rhyme_scheme
+from poems import read_poems
 
 
 def poems_of(text: str) -> list[tuple[str, str]]:
@@ -42,6 +43,14 @@ def test_stanza_lines_are_learned_and_marks_of_any_width():
     forms = learn(poems_of("+++令\n一二东.\n三四,五红.\n\n" * 3))
     [template] = forms.tunes["令"]
     assert template.clauses == ((3, "。"), (2, "，"), (2, "。")) and template.breaks == {0}
+    [template] = learn(poems_of("+++令\n一二东。\n三四。\n\n" + "+++令\n一二东。三四。\n\n" * 2)).tunes["令"]
+    assert not template.breaks  # most have none
+
+
+def test_a_refrain_is_what_a_good_part_of_the_poems_repeat():
+    clauses = ((3, "。"), (2, "，"), (3, "。"))
+    assert refrains(clauses, ["东东", *["东红"] * 4]) == {2}
+    assert refrains(clauses, ["东东", *["东红"] * 5]) == frozenset()
 
 
 @pytest.mark.parametrize("text", ["", "no titles at all.\n" * 50, "+++\n" * 9, "+++令\n" * 5])
@@ -54,8 +63,13 @@ def test_few_poems_prove_little_for_a_scheme():
     assert rhyme_scheme(["东红月雪"] * 2, classes) == "aabb"
     assert rhyme_scheme(["东红"], classes) == "aa"
     assert rhyme_scheme(["东红", "东月"], classes) == "--"
+    assert rhyme_scheme(["东红", "东红", "东月"], classes) == "--"
     assert rhyme_scheme(["东月红雪", "月东雪红"] * 3, classes) == "abab"
     assert rhyme_scheme(["东月花", "月花东", "花东月"], classes) == "---"
+
+
+def test_a_character_that_follows_itself_is_no_rhyme():
+    assert rhyme_classes(Counter({("东", "东"): 5})) == {}
 
 
 def test_the_classes_repeat_and_do_not_depend_on_the_order():

@@ -78,7 +78,8 @@ def test_a_sample_ends_with_its_poem(call, data_root, tmp_path):
     train_tiny(tmp_path, tmp_path / "run", *quick)
     arguments = flags(tmp_path, tmp_path / "run", "--stop_at_poem_end", "--num_samples", 2, "--temperature", 0)
     assert call(sample, *arguments, "--start", "+++春")[1] == "+++春\n春春。\n\n---------------\n+++春\n春春。\n\n"
-    assert call(sample, *arguments, "--start", "\\n", "--stream")[1].count("\n+++春\n春春。\n") == 2
+    streamed = call(sample, *arguments, "--start", "\\n", "--stream")[1]
+    assert [text.strip() for text in streamed.split("-" * 15)] == ["+++春\n春春。"] * 2
     assert call(sample, *arguments, "--max_new_tokens", 3)[1].startswith("\n+++\n-----")
 
 
@@ -200,6 +201,14 @@ def test_with_form_each_sample_is_a_whole_poem_in_form_and_rhyme(call, tuned_roo
     assert all(poem["tune"] == "如梦令" and poem["form"] for poem in poems_of(out))
 
 
+def test_held_to_a_form_repetition_is_penalised_unless_it_is_said(call, tuned_root, tuned_ckpt):
+    arguments = flags(tuned_root, tuned_ckpt, "--form", "--num_samples", 5)
+    usual, same, none = (
+        call(sample, *arguments, *more)[1] for more in ([], ["--repetition_penalty", 1.2], ["--repetition_penalty", 1])
+    )
+    assert usual == same != none
+
+
 def test_free_samples_are_checked_too(call, tuned_root, tuned_ckpt, tmp_path):
     arguments = flags(tuned_root, tuned_ckpt, "--format", "jsonl", "--num_samples", 3, "--max_new_tokens", 9)
     _, out, _ = call(sample, *arguments, "--start", "+++如梦令\\n")
@@ -254,6 +263,7 @@ def test_the_best_of_several_is_the_likeliest_of_what_was_free(call, tuned_root,
     assert [poem["text"] for poem in poems_of(out)] == [poem["text"] for poem in poems_of(alone)] and len(made) == 30
     for i, poem in enumerate(poems_of(out)):
         tries = made[5 * i : 5 * i + 5]
+        assert len({tuple(text.new) for text in tries}) == 5
         best = max(tries, key=lambda text: text.free_log_likelihood / text.free)
         assert poem["tokens"] == len(best.new) and poem["mean_log_likelihood"] == best.log_likelihood / len(best.new)
 

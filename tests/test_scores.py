@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from conftest import tuned_text
 
-from forms import Forms, Template, read_poems
+from forms import Forms, Template
 from learnforms import learn
+from poems import read_poems
 from scores import diversity, form_scores, han, novelty
 
 FORMS = Forms({"小令": [Template(((2, "。"), (1, "，"), (2, "。")), 2, "aa")]}, {"东": 0, "红": 0, "月": 1})
@@ -75,6 +76,6 @@ def test_novelty_is_that_of_sets_of_strings():
 
 def test_a_copied_clause_is_a_whole_one_of_seven_or_more():
     training = [("", "春夏秋冬春夏秋，春夏秋冬春夏。")]
-    poems = ["一，春夏秋冬春夏秋。", "春夏秋冬春夏。", "一春夏秋冬春夏秋。", "春夏秋、冬春夏秋。"]
+    poems = ["一，春夏秋冬春夏秋。", "春夏秋冬春夏。", "一春夏秋冬春夏秋。", "春夏秋、冬春夏秋。", "春夏秋冬□春夏秋。"]
     shares = [novelty({"x": [("", p)]}, training)["x"]["with a copied clause of 7 or more"] for p in poems]
-    assert shares == [1, 0, 0, 1]
+    assert shares == [1, 0, 0, 1, 1]
