@@ -79,8 +79,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     def _get_help_string(self, action):
-        """Without "(default: None)", and without "(default: False)" at a switch."""
-        plain = action.default is None or action.default is False
+        """Without a default that says nothing: none, an empty text, a switch that is off."""
+        plain = action.default is None or action.default is False or action.default == ""
         return action.help if plain else super()._get_help_string(action)
 
 
