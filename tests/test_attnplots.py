@@ -1,3 +1,5 @@
+"""What the pictures show, read from matplotlib's axes, and that every glyph in them is real."""
+
 import io
 from dataclasses import replace
 
@@ -5,23 +7,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from readings import read_corpus
 
 import attnplots
 import attnstats
 import fonts
-from model import load_model
 from prepare import Vocabulary
 
 
 @pytest.fixture(scope="module")
-def model(ckpt_path):
-    return load_model(ckpt_path)
+def reading(data_root, ckpt_path):
+    return read_corpus(data_root, ckpt_path)
 
 
-@pytest.fixture(scope="module")
-def reading(model, data_root):
-    text = (data_root / "input.txt").read_text(encoding="utf-8")
-    return attnstats.read(*model, text[:14], "small")
+@pytest.fixture
+def shortest(reading):
+    """A text of one character."""
+    return attnstats.read(reading.model, reading.vocabulary, reading.text[5])
 
 
 def drawn(axes) -> np.ma.MaskedArray:
@@ -89,7 +91,7 @@ def test_predictions_frame_the_character_that_comes(reading):
         assert fonts.label(char) in texts(picture)
 
 
-def test_losses_stand_below_their_characters_in_rows_that_end_with_the_lines(reading):
+def test_losses_stand_below_their_characters_and_a_line_ends_its_row(reading):
     picture = attnplots.losses(reading)
     losses = attnstats.character_losses(reading)
     assert [text for text in texts(picture) if text] == [
@@ -129,21 +131,19 @@ def test_runs_side_by_side_may_differ_in_size(reading):
 
 
 @pytest.mark.parametrize("draw", [attnplots.heatmaps, attnplots.predictions, attnplots.losses, attnplots.lens])
-def test_the_shortest_text_has_its_pictures(model, draw):
-    [shortest] = [attnstats.read(*model, model[1].chars[5])]
+def test_the_shortest_text_has_its_pictures(shortest, draw):
     picture = draw(shortest)._repr_png_()
     assert Image.open(io.BytesIO(picture)).mode == "P"
 
 
-def test_a_text_of_one_character_has_statistics_too(model, recwarn):
-    attnplots.statistics(attnstats.read(*model, model[1].chars[5])).png()
+def test_a_text_of_one_character_has_statistics_too(shortest, recwarn):
+    attnplots.statistics(shortest).png()
     assert not list(recwarn)
 
 
-def test_odd_characters_are_drawn_by_their_names(model, recwarn):
-    gpt, own = model
-    vocabulary = Vocabulary("".join(sorted({*own.chars[:-5], *"\u3000\u200b\ue000\U0003134a$"})))
-    odd = attnstats.read(gpt, vocabulary, "$\u3000\u200b\ue000\U0003134a")
+def test_odd_characters_are_drawn_by_their_names(reading, recwarn):
+    vocabulary = Vocabulary("".join(sorted({*reading.vocabulary.chars[:-5], *"\u3000\u200b\ue000\U0003134a$"})))
+    odd = attnstats.read(reading.model, vocabulary, "$\u3000\u200b\ue000\U0003134a")
     assert odd.tokens == ["$", "␣", "U+200B", "U+E000", "\U0003134a"]
     picture = attnplots.heatmaps(odd)
     assert [label.get_text() for label in picture.axes[0].get_xticklabels()][:4] == odd.tokens[:4]
