@@ -94,7 +94,8 @@ def installed() -> dict[str, str]:
                 manager.addfont(path)
             except (OSError, RuntimeError, ValueError):  # matplotlib cannot read every font file
                 continue
-    regular = [font for font in manager.ttflist if font.style == "normal" and font.weight in (400, "normal")]
+    usual = {"normal", 400}
+    regular = [font for font in manager.ttflist if {font.style, font.weight, font.stretch} <= usual]
     fonts = [*manager.ttflist, *regular]  # the later ones win: the regular file of a family that has one
     return {font.name: font.fname for font in fonts if not font.name.startswith(PLACEHOLDER)}
 

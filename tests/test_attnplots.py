@@ -31,6 +31,10 @@ def drawn(axes) -> np.ma.MaskedArray:
     return image.get_array()
 
 
+def framed(picture) -> list:
+    return [patch for axes in picture.axes for patch in axes.patches if patch.get_edgecolor()[3] > 0]
+
+
 def texts(picture) -> list[str]:
     return [text.get_text() for axes in picture.axes for text in axes.texts]
 
@@ -47,6 +51,7 @@ def test_a_heatmap_a_head_whose_rows_sum_to_1_and_whose_upper_triangle_is_empty(
         labels = [[label.get_text() for label in side.get_ticklabels()] for side in (axes.xaxis, axes.yaxis)]
         assert labels == [reading.tokens] * 2 and "↵" in reading.tokens
         assert axes.get_title() == f"layer 1, head {head}"
+        assert axes.get_images()[0].norm(0.25) == 0.5, "the square root, so that small weights can be seen"
 
 
 def test_the_heatmaps_of_all_layers_and_of_several_runs(reading):
@@ -76,17 +81,18 @@ def test_without_a_chinese_font_there_are_code_points_and_a_note(reading, monkey
     picture = attnplots.heatmaps(reading)
     labels = [label.get_text() for label in picture.axes[0].get_yticklabels()]
     assert labels == [t if t in "+↵" else f"U+{ord(t):04X}" for t in reading.tokens]
+    assert {label.get_rotation() for label in picture.axes[0].get_xticklabels()} == {90}
     assert "fonts-noto-cjk" in picture.get_supxlabel()
     picture.png()
-    attnplots.losses(reading).png()
+    for draw in (attnplots.predictions, attnplots.losses, attnplots.lens):
+        draw(reading).png()
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
 def test_predictions_frame_the_character_that_comes(reading):
     picture = attnplots.predictions(reading, k=3)
     best, _ = attnstats.top_predictions(reading, k=3)
-    framed = [patch for axes in picture.axes for patch in axes.patches if patch.get_edgecolor()[3] > 0]
-    assert len(framed) == sum(reading.text[i + 1] in best[i] for i in range(13))
+    assert len(framed(picture)) == sum(reading.text[i + 1] in best[i] for i in range(13))
     for char in best[0]:
         assert fonts.label(char) in texts(picture)
 
@@ -112,15 +118,25 @@ def test_statistics_and_ablation_are_matrices_layers_by_heads(reading, data_root
     assert drawn(axes).shape == (2, 2) and axes.get_title().startswith("rise of the loss\nfrom ")
     whole = attnstats.text_loss(reading)
     assert f"from {whole:.3f}" in attnplots.ablation(reading).axes[0].get_title()
+    on_validation = attnstats.validation_loss(data_root, reading.model, num_windows=2)()
+    assert f"from {on_validation:.3f}" in axes.get_title() and on_validation != pytest.approx(whole, abs=1e-3)
 
 
 def test_the_lens_has_a_row_a_depth_and_the_text_below(reading):
     best, _, losses = attnstats.logit_lens(reading)
-    shown = texts(attnplots.lens(reading))
+    picture = attnplots.lens(reading)
+    shown = texts(picture)
+    assert len(framed(picture)) == sum(row[i] == reading.text[i + 1] for row in best for i in range(13)) > 0
     for name, chars, loss in zip(("embeddings", "layer 0", "layer 1"), best, losses, strict=True):
         start = shown.index(f"{name}, loss {loss:.2f}")
         assert [text for text in shown[start + 1 : start + 29] if text] == list(map(fonts.label, chars))
     assert [text for text in shown[shown.index("text") + 1 :] if text] == reading.tokens
+
+
+def test_in_the_lens_the_first_row_of_each_run_has_its_name(reading, monkeypatch):
+    monkeypatch.setattr(attnplots, "ROW", 10)
+    picture = attnplots.lens(reading, replace(reading, name="other"))
+    assert [axes.get_title(loc="left") for axes in picture.axes] == ["small", "", "other", ""]
 
 
 def test_runs_side_by_side_may_differ_in_size(reading):

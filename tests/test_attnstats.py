@@ -107,12 +107,13 @@ def test_ablation_measures_each_head_by_itself(reading):
 
 @pytest.mark.parametrize("num_windows", [1, 5, 10_000])
 def test_validation_loss_is_the_same_each_time_and_of_so_many_windows(reading, data_root, num_windows, monkeypatch):
-    counted = []
+    used = []
     real = attnstats.poem_loss
-    monkeypatch.setattr(attnstats, "poem_loss", lambda *args, **kw: counted.append(len(args[2])) or real(*args, **kw))
+    monkeypatch.setattr(attnstats, "poem_loss", lambda *args, **kw: used.append(args[2]) or real(*args, **kw))
     loss = attnstats.validation_loss(data_root, reading.model, num_windows)
-    assert loss() == loss() > 0 and counted[0] == counted[1] <= num_windows
-    assert counted[0] == num_windows or num_windows == 10_000  # more than there are
+    assert loss() == loss() > 0 and len(used[0]) == len(used[1]) <= num_windows
+    assert len(used[0]) == num_windows or num_windows == 10_000  # more than there are
+    assert not used[0].scored.any()  # each begins with a title
 
 
 def test_the_last_row_of_the_lens_is_the_model_itself(reading):
@@ -121,6 +122,7 @@ def test_the_last_row_of_the_lens_is_the_model_itself(reading):
     top, top_probs = attnstats.top_predictions(reading, k=1)
     assert best[-1] == "".join(top) and np.allclose(probs[-1], top_probs[:, 0], atol=1e-6)
     assert losses[-1] == pytest.approx(np.nanmean(attnstats.character_losses(reading)), abs=1e-5)
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in reading.model.layers)
 
 
 def test_the_lens_reads_what_a_model_of_fewer_layers_would(reading):

@@ -132,7 +132,8 @@ def test_layers_and_heads_that_the_model_lacks_are_refused(reading):
 def test_a_view_shows_the_layer_and_heads_that_are_asked_for(reading):
     data = parameters(attnvis.head_view(reading, layer=2, heads=[1]))
     assert data["layer"] == 2 and data["heads"] == [1]
-    assert parameters(attnvis.model_view(reading, include_layers=[1]))["include_layers"] == [1]
+    data = parameters(attnvis.model_view(reading, include_layers=[1]))
+    assert data["include_layers"] == [1] and data["total_heads"] == 12
 
 
 def test_without_the_libraries_a_line_says_what_to_install(reading, monkeypatch):
@@ -173,6 +174,17 @@ def test_what_a_user_gets_wrong_is_one_line(folder, tmp_path, assert_user_error,
     paths = ["--data_root", folder / DATA, "--ckpt_path", folder / RUN, "--text", "text.txt", "--out", "page.html"]
     assert_user_error(attnvis, *paths, *flags, words=words)
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_a_text_that_was_cut_is_told_of_in_the_terminal_and_on_the_page(folder, tmp_path, call, monkeypatch):
+    monkeypatch.setattr(attnvis, "draw", lambda *args: {})  # its pictures take long
+    (tmp_path / "text.txt").write_text(POEM * 2, encoding="utf-8")
+    paths = ["--text", tmp_path / "text.txt", "--out", tmp_path / "page.html"]
+    status, out, err = call(attnvis, "--data_root", folder / DATA, "--ckpt_path", folder / RUN, *paths)
+    note, *_ = out.splitlines()
+    assert (status, err) == (0, "") and note.startswith("The text has 96 characters")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count(note) == 2
+    assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", ["page.html", "page.png"])

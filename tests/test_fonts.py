@@ -48,6 +48,18 @@ def test_a_chinese_font_comes_first_and_others_fill_its_gaps(monkeypatch):
     assert found.note.startswith("No font on this machine has U+10FFFE")
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_a_family_the_regular_file_counts(monkeypatch, order):
+    from matplotlib import font_manager
+
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", font_manager.fontManager.ttflist[::order])
+    fonts.installed.cache_clear()
+    try:
+        assert fonts.installed()["DejaVu Sans"].endswith("DejaVuSans.ttf"), "not the bold or condensed one"
+    finally:
+        fonts.installed.cache_clear()
+
+
 def test_a_font_that_came_after_matplotlibs_list_is_found(tmp_path, monkeypatch):
     from matplotlib import font_manager
 
