@@ -228,7 +228,7 @@ EXPLAINED = {
     ),
     "Logit lens 逐层预测": (
         "What the model would predict if it ended at a layer: the last LayerNorm and the output layer, applied early.",
-        "The output layer shares its weights with the embeddings, so the lowest row mostly repeats the text.",
+        'The output layer shares its weights with the embeddings, so the row "embeddings" mostly repeats the text.',
     ),
 }
 
@@ -276,13 +276,13 @@ def output_paths(args) -> tuple[Path, Path]:
     """Where the page and the picture beside it go. Raises UserError, before any work, if they cannot go there."""
     out = Path(args.ckpt_path) / "attention.html" if args.out is None else Path(args.out)
     if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--out {args.out!r}: the output is a web page, give it a name that ends in .html")
+        raise UserError(f"--out {args.out!r}: the output is a web page: give it a name that ends in .html")
     if args.out is not None and not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
     picture = out.with_suffix(".png")
     for path in (out, picture):
         if path.is_dir():
-            raise UserError(f"--out {out}: {path} is a folder, choose another name")
+            raise UserError(f"--out {out}: {path} is a folder: choose another name")
     return out, picture
 
 
