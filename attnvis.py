@@ -59,7 +59,7 @@ def read_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a path that cannot be one
-        raise UserError(f"cannot read {path} as UTF-8 text: {error}") from None
+        raise UserError(f"cannot read {path} as UTF-8 text: {getattr(error, 'strerror', None) or error}") from None
 
 
 def load(data_root: str | Path, ckpt_path: str | Path, text: str) -> Reading:

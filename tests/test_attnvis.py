@@ -164,7 +164,7 @@ def test_a_page_of_a_large_model_leaves_the_model_view_out_and_says_so(reading, 
         (POEM, ["--out", ""], ["--out ''", ".html"]),
         (POEM, ["--ckpt_path", "nowhere"], ["no checkpoint", "train.py"]),
         (POEM, ["--data_root", "nowhere"], ["no data folder nowhere"]),
-        (POEM, ["--text", "nowhere.txt"], ["cannot read nowhere.txt"]),
+        (POEM, ["--text", "nowhere.txt"], ["cannot read nowhere.txt as UTF-8 text: No such file or directory"]),
         (POEM, ["--num_windows", "0"], ["num_windows"]),
     ],
 )
