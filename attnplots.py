@@ -1,7 +1,7 @@
-"""Still pictures of what attnstats.py computes: they also show where JavaScript does not, as on a code host.
+"""Still pictures of what attnstats.py computes: they can be seen where no JavaScript runs, as on a code host.
 
-Each function returns a Picture, which a notebook shows and png() gives as a file. Those with *readings draw several
-runs side by side.
+Each function returns a Picture, which a notebook shows and whose png() is a file. Those that take *readings draw
+several runs in one picture.
 """
 
 import io
@@ -15,23 +15,22 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, PowerNorm
-from matplotlib.figure import Figure  # not pyplot: no window system is touched
+from matplotlib.figure import Figure  # not pyplot, which would look for a display
 from matplotlib.patches import Rectangle
 
 import attnstats
 import fonts
 from attnstats import STATISTICS, Reading
-from cli import UserError
 
 DPI = 80
-ROW = 24  # characters in a row of a text
+ROW = 24  # characters of the text in a row
 
 
 class Picture(Figure):
-    """A figure that a notebook shows by itself, and that has the fonts for the characters in it."""
+    """A figure that a notebook displays as it is, with fonts for the characters in it."""
 
     def __init__(self, chars: str, width: float, height: float):
-        """chars: all that will be written in it; width, height: in inches."""
+        """chars: all characters that will be drawn; width, height: in inches."""
         self.fonts = fonts.find(chars)
         super().__init__(figsize=(width, height + 0.6 * bool(self.fonts.note)), layout="constrained")
         if self.fonts.note:
@@ -39,7 +38,7 @@ class Picture(Figure):
 
     @contextmanager
     def drawing(self):
-        """Within this, text is drawn with the picture's fonts."""
+        """A context in which text is drawn with the picture's fonts."""
         with matplotlib.rc_context({"font.family": list(self.fonts.families)}):
             yield self
 
@@ -47,7 +46,7 @@ class Picture(Figure):
         return list(self.subplots(rows, columns, squeeze=False).flat)
 
     def png(self, dpi: int = DPI) -> bytes:
-        """The picture as a file, in 256 colours, which takes a third of the bytes."""
+        """The picture as a PNG file with 256 colours, a third of the size of one with all."""
         from PIL import Image
 
         buffer, small = io.BytesIO(), io.BytesIO()
@@ -64,17 +63,18 @@ class Picture(Figure):
 
 
 def heatmaps(*readings: Reading, layer: int | None = 0, labels: bool = True) -> Picture:
-    """A heatmap a head of the layer, or of all (None): row i shows how character i shares out its weight of 1.
+    """A heatmap for each head of a layer, or of all layers (None): row i shows how character i divides its weight of 1.
 
     The upper triangle is empty: no character looks at a later one. labels: the characters beside rows and columns.
+    Raises UserError for a layer that a model lacks.
     """
     panels = [
         (reading, i, head)
         for reading in readings
-        for i in (range(len(reading.weights)) if layer is None else [check_layer(reading, layer)])
-        for head in range(reading.weights[i].size(1))
+        for i in (range(len(reading.weights)) if layer is None else [reading.check_layer(layer)])
+        for head in range(reading.num_heads)
     ]
-    heads = readings[0].weights[0].size(1)
+    heads = readings[0].num_heads
     columns = heads if len(panels) > heads else math.ceil(math.sqrt(heads))
     rows = math.ceil(len(panels) / columns)
     side = max(2.2, 0.8 + 0.14 * max(len(reading.text) for reading in readings)) if labels else 2.2
@@ -86,23 +86,16 @@ def heatmaps(*readings: Reading, layer: int | None = 0, labels: bool = True) -> 
         for axes, (reading, i, head) in zip(grid, panels, strict=False):
             weights = reading.weights[i][0, head].numpy()
             later = np.triu(np.ones_like(weights), 1) > 0
-            # The root of the weight, on one scale for all heads: what is shared among twenty can still be seen
+            # The square root, on one scale for all heads: a weight that is shared among twenty can still be seen
             image = axes.imshow(np.ma.masked_where(later, weights), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
             axes.set_title(_title(readings, reading, f"layer {i}, head {head}"), fontsize=10)
             axes.spines[["top", "right"]].set_visible(False)
-            _label_places(axes, figure.fonts, reading.tokens if labels else [])
+            _label_ticks(axes, figure.fonts, reading.tokens if labels else [])
         figure.colorbar(image, ax=grid, label="attention weight", aspect=40, shrink=0.6)
     return figure
 
 
-def check_layer(reading: Reading, layer: int) -> int:
-    """The layer, if the model has it. Raises UserError if not."""
-    if not 0 <= layer < len(reading.weights):
-        raise UserError(f"no layer {layer}: {reading.name} has the layers 0 to {len(reading.weights) - 1}")
-    return layer
-
-
-def _label_places(axes: Axes, known: fonts.Fonts, tokens: list[str]) -> None:
+def _label_ticks(axes: Axes, known: fonts.Fonts, tokens: list[str]) -> None:
     labels = [known.shown(token) for token in tokens]
     upright = all(len(label) == 1 for label in labels)
     axes.set_xticks(range(len(labels)), labels, fontsize=8, rotation=0 if upright else 90)
@@ -111,7 +104,7 @@ def _label_places(axes: Axes, known: fonts.Fonts, tokens: list[str]) -> None:
 
 
 def predictions(reading: Reading, k: int = 5) -> Picture:
-    """The k likeliest next characters at each position, darker for likelier; a frame around the one that does come."""
+    """The k likeliest next characters at each position, darker for likelier; a frame marks the one that follows."""
     best, probs = attnstats.top_predictions(reading, k)
     length, k = probs.shape
     columns = min(4, math.ceil(length / 6))
@@ -131,7 +124,7 @@ def predictions(reading: Reading, k: int = 5) -> Picture:
 
 
 def losses(*readings: Reading) -> Picture:
-    """The text with each character coloured by its loss: pale if it was expected, dark if it came as a surprise."""
+    """The text with each character coloured by its loss: pale if it was expected, dark if it was a surprise."""
     values = [attnstats.character_losses(reading) for reading in readings]
     top = max(1.0, *(value[1:].max(initial=0) for value in values))
     lines = [_lines(reading.text) for reading in readings]
@@ -153,7 +146,7 @@ def losses(*readings: Reading) -> Picture:
 
 
 def _lines(text: str) -> list[range]:
-    """The places of a text in rows of at most ROW; a row ends where a line does."""
+    """The positions of a text in rows of at most ROW; the end of a line ends its row."""
     rows, start = [], 0
     for i in range(len(text)):
         if text[i] == "\n" or i + 1 - start == ROW or i + 1 == len(text):
@@ -163,11 +156,11 @@ def _lines(text: str) -> list[range]:
 
 
 def statistics(*readings: Reading) -> Picture:
-    """Four matrices, layers × heads: what attnstats.head_statistics() tells of each head."""
+    """Four matrices (layers, heads) for each run: what attnstats.head_statistics() says of each head."""
     values = [attnstats.head_statistics(reading.weights, reading.text) for reading in readings]
     uniform = attnstats.uniform_statistics(readings[0].text)
     columns = len(STATISTICS)
-    figure = _matrices(readings, columns, len(readings))
+    figure = _matrix_picture(readings, len(readings), columns)
     with figure.drawing():
         grid = figure.grid(len(readings), columns)
         for column, (name, mean) in enumerate(zip(STATISTICS, uniform, strict=True)):
@@ -179,26 +172,27 @@ def statistics(*readings: Reading) -> Picture:
 
 
 def ablation(*readings: Reading, data_root: str | Path | None = None, num_windows: int = 32) -> Picture:
-    """By how much the loss rises when one head is switched off: a matrix layers × heads, in nats a character.
+    """How much the loss rises when one head is switched off: a matrix (layers, heads), in nats a character.
 
-    The loss is that of `num_windows` windows of the validation text in data_root; without a data_root, of the text.
+    The loss is measured on `num_windows` windows of the validation text in data_root; without a data_root, on the text
+    that was read. Raises UserError if data_root is not a prepared data set.
     """
-    figure = _matrices(readings, len(readings), 1)
+    figure = _matrix_picture(readings, 1, len(readings))
     with figure.drawing():
         for axes, reading in zip(figure.grid(1, len(readings)), readings, strict=True):
             loss = partial(attnstats.text_loss, reading)
             if data_root is not None:
                 loss = attnstats.validation_loss(data_root, reading.model, num_windows)
             whole, rises = attnstats.head_ablation(reading.model, loss)
-            highest = max(1e-3, np.nanmax(np.abs(rises)))  # a scale for each run: their sizes differ by far
+            highest = max(1e-3, np.nanmax(np.abs(rises)))  # a scale for each run: their magnitudes differ widely
             _matrix(axes, rises, "RdBu_r", -highest, highest, "{:+.3f}")
             axes.set_title(_title(readings, reading, f"rise of the loss\nfrom {whole:.3f}"), fontsize=9)
     return figure
 
 
-def _matrices(readings: tuple[Reading, ...], columns: int, rows: int) -> Picture:
+def _matrix_picture(readings: tuple[Reading, ...], rows: int, columns: int) -> Picture:
     layers = max(len(reading.weights) for reading in readings)
-    heads = max(reading.weights[0].size(1) for reading in readings)
+    heads = max(reading.num_heads for reading in readings)
     return Picture(
         "".join(reading.name for reading in readings),
         columns * (0.6 + 0.6 * max(heads, 4)),
@@ -206,13 +200,13 @@ def _matrices(readings: tuple[Reading, ...], columns: int, rows: int) -> Picture
     )
 
 
-def _matrix(axes: Axes, values: np.ndarray, color_map: str, low: float, high: float, form: str = "{:.2f}") -> None:
-    """values: (layers, heads), with the number in each cell."""
+def _matrix(axes: Axes, values: np.ndarray, color_map: str, low: float, high: float, fmt: str = "{:.2f}") -> None:
+    """Draws values, (layers, heads), with the number in each cell."""
     axes.imshow(values, cmap=color_map, vmin=low / 0.85, vmax=high / 0.85, aspect="auto")
     for (layer, head), value in np.ndenumerate(values):
         dark = (abs(value) if low < 0 else value) > 0.6 * high
         axes.text(
-            head, layer, form.format(value), ha="center", va="center", fontsize=8, color="white" if dark else "black"
+            head, layer, fmt.format(value), ha="center", va="center", fontsize=8, color="white" if dark else "black"
         )
     axes.set_xticks(range(values.shape[1]))
     axes.set_yticks(range(values.shape[0]))
@@ -224,7 +218,7 @@ def _matrix(axes: Axes, values: np.ndarray, color_map: str, low: float, high: fl
 def lens(*readings: Reading) -> Picture:
     """The logit lens: the likeliest next character after the embeddings and after each layer, darker for likelier.
 
-    A frame is around the one that does come; beside each row, the loss of a model that would end there.
+    A frame marks the one that follows; beside each row stands the loss of a model that ended there.
     """
     results = [attnstats.logit_lens(reading) for reading in readings]
     depth = max(len(best) for best, _, _ in results)
@@ -243,15 +237,15 @@ def lens(*readings: Reading) -> Picture:
 
 
 def _lens_part(axes: Axes, known: fonts.Fonts, reading: Reading, row: range, best, probs, losses) -> None:
-    """Some places of a text, a column each: the character, and above it what each depth takes for the next one."""
+    """Some positions of a text, a column each: the character, and above it what each depth predicts to follow."""
     names = ["embeddings", *(f"layer {i}" for i in range(len(best) - 1))]
     bottom = len(best)
     for depth, (name, chars) in enumerate(zip(names, best, strict=True)):
         y = bottom - 1 - depth
         axes.text(-0.3, y + 0.5, f"{name}, loss {losses[depth]:.2f}", ha="right", va="center", fontsize=8)
         for x, i in enumerate(row):
-            comes = chars[i] == reading.text[i + 1 : i + 2]
-            _cell(axes, x, y, known.shown(fonts.label(chars[i])), probs[depth, i], framed=comes)
+            follows = chars[i] == reading.text[i + 1 : i + 2]
+            _cell(axes, x, y, known.shown(fonts.label(chars[i])), probs[depth, i], framed=follows)
     axes.text(-0.3, bottom + 0.5, "text", ha="right", va="center", fontsize=8)
     for x, i in enumerate(row):
         _cell(axes, x, bottom, known.shown(reading.tokens[i]))
@@ -263,20 +257,20 @@ def _rows(reading: Reading) -> list[range]:
 
 
 def _cell(axes: Axes, x: float, y: float, label: str, shade=0.0, note="", framed=False, color_map="Blues") -> None:
-    """A unit square with a character in it; shade: from 0 to 1; note: small, below; framed: the character does come."""
+    """A unit square with a label in it; shade: 0 to 1; note: in small type, below; framed: the character follows."""
     face = matplotlib.colormaps[color_map](0.85 * shade)
     edge = "crimson" if framed else "none"
     axes.add_patch(Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, facecolor=face, edgecolor=edge, lw=1.5))
     ink = "white" if shade > 0.6 else "black"
     size = 11 if len(label) <= 2 else 5
-    label = label.replace("U+", "U+\n")  # or it would not fit
+    label = label.replace("U+", "U+\n")  # on two lines, or it would not fit
     middle = y + (0.38 if note else 0.5)
     axes.text(x + 0.5, middle, label, ha="center", va="center_baseline", fontsize=size, color=ink)
     axes.text(x + 0.5, y + 0.79, note, ha="center", va="center", fontsize=6, color=ink)
 
 
 def _title(readings: tuple[Reading, ...], reading: Reading, text: str, between: str = "\n") -> str:
-    """With several runs side by side, the name of the run goes first."""
+    """A title, after the name of the run if there are several runs."""
     return f"{reading.name}{between}{text}".rstrip() if len(readings) > 1 else text
 
 

@@ -1,6 +1,7 @@
 """What a trained model does with a text, in numbers: its attention, head by head, and its predictions.
 
-h: heads, L: characters of the text. Layers and heads are counted from 0, as bertviz counts them.
+h: heads, L: characters of the text, V: characters of the vocabulary. Layers and heads are counted from 0, as bertviz
+counts them.
 """
 
 import math
@@ -26,26 +27,35 @@ from windows import PoemWindows, poem_loss, stream_loss
 
 @dataclass(frozen=True, repr=False)
 class Reading:
-    """A text as a model has read it, in one window."""
+    """A text that a model has read, in one window, and what the model made of it."""
 
-    tokens: list[str]  # L labels of the characters, ↵ for a line end
-    weights: list[Tensor]  # (1, h, L, L) a layer: row i is how character i looks at the characters 0 … i
-    text: str  # what was read: at most a window
+    tokens: list[str]  # L labels of the characters, such as ↵ for a line end
+    weights: list[Tensor]  # (1, h, L, L) per layer: row i is how character i looks at the characters 0 … i
+    text: str  # what was read: one window at most
     ids: Tensor  # (1, L)
-    logits: Tensor  # (L, V), at each character the scores of the next
+    logits: Tensor  # (L, V): row i scores the character after character i
     model: GPT
     vocabulary: Vocabulary
     name: str  # of the run
-    note: str  # what the reader should know, if the text was cut; or empty
+    note: str  # says so if the text was cut; otherwise empty
+
+    @property
+    def num_heads(self) -> int:
+        return self.weights[0].size(1)
+
+    def check_layer(self, layer: int) -> int:
+        """The layer, if the model has it. Raises UserError if not."""
+        if not 0 <= layer < len(self.weights):
+            raise UserError(f"no layer {layer}: {self.name} has the layers 0 to {len(self.weights) - 1}")
+        return layer
 
     def __repr__(self) -> str:
-        layers, heads = len(self.weights), self.weights[0].size(1)
-        return f"{self.name}: {layers} layers × {heads} heads, {len(self.text)} characters"
+        return f"{self.name}: {len(self.weights)} layers × {self.num_heads} heads, {len(self.text)} characters"
 
 
-@torch.no_grad()  # inference mode would mark the tensors: a reader may go on computing with them
+@torch.no_grad()  # not inference_mode: its tensors could not take part in later computations with gradients
 def read(model: GPT, vocabulary: Vocabulary, text: str, name: str = "") -> Reading:
-    """Runs the model on the first window of `text` by the explicit path, which keeps the attention weights.
+    """Runs the model on the first window of `text`, by the explicit path, which returns the attention weights.
 
     Raises UserError if the text is empty or has characters that the vocabulary lacks.
     """
@@ -53,7 +63,7 @@ def read(model: GPT, vocabulary: Vocabulary, text: str, name: str = "") -> Readi
         raise UserError("the text is empty: give at least one character")
     window, note = model.config.max_seq_len, ""
     if len(text) > window:
-        note = f"The text has {len(text)} characters; the model sees {window} at a time, and these are the first."
+        note = f"The text has {len(text)} characters; the model sees {window} at a time: these are the first {window}."
         text = text[:window]
     ids = torch.from_numpy(vocabulary.encode(text).astype("int64"))[None]
     logits, weights = model(ids, need_weights=True)
@@ -67,13 +77,13 @@ def top_predictions(reading: Reading, k: int = 5) -> tuple[list[str], np.ndarray
 
 
 def character_losses(reading: Reading) -> np.ndarray:
-    """(L,) -ln p of each character given those before it, in nats; NaN for the first, which nothing predicts."""
+    """(L,): -ln p of each character given those before it, in nats; NaN for the first, which nothing predicts."""
     return np.append(np.nan, _next_losses(reading.logits, reading.ids))
 
 
 @torch.inference_mode()
 def text_loss(reading: Reading) -> float:
-    """The loss of the text by the model as it is now, in nats a character; NaN for a single character."""
+    """The loss of the text under the model in its present state, in nats a character; NaN for a single character."""
     return _mean_loss(reading.model(reading.ids)[0][0], reading.ids)
 
 
@@ -85,35 +95,35 @@ def _next_losses(logits: Tensor, ids: Tensor) -> np.ndarray:
     return F.cross_entropy(logits[:-1], ids[0, 1:], reduction="none").numpy()
 
 
-STATISTICS = ("entropy (nats)", "mean distance", "weight on the previous character", "on the previous clause's place")
+STATISTICS = ("entropy (nats)", "mean distance", "weight: previous character", "weight: same place, previous clause")
 
 
 def head_statistics(weights: list[Tensor], text: str) -> np.ndarray:
-    """(4, layers, h) what STATISTICS names, each a mean over the characters of `text` that it is defined for.
+    """(4, layers, h): what STATISTICS names, each a mean over the characters of `text` for which it is defined.
 
-    Entropy: -Σ_j w_ij ln w_ij, 0 for a head that looks at one place only. Distance: Σ_j w_ij (i - j). These and the
-    weight w_i,i-1 from the second character on, as the first has no choice. On the previous clause's place: w_ij, where
-    j stands in the clause before that of i, as far from its beginning. NaN where no character is left to average over.
+    weights: (1, h, L, L) per layer. Entropy: -Σ_j w_ij ln w_ij, 0 for a head that looks at one character only.
+    Distance: Σ_j w_ij (i - j). Previous character: w_i,i-1. These three from the second character on, as the first has
+    no choice. Same place, previous clause: w_ij for the pairs of same_places(). NaN if there is nothing to average.
     """
     w = torch.stack([layer[0] for layer in weights]).double()  # (layers, h, L, L)
     length = w.size(-1)
-    place = torch.arange(length)
+    position = torch.arange(length)
     entropy = -torch.special.xlogy(w, w).sum(-1)[..., 1:].mean(-1)
-    distance = (w * (place[:, None] - place)).sum(-1)[..., 1:].mean(-1)
-    previous = w[..., place[1:], place[:-1]].mean(-1)
+    distance = (w * (position[:, None] - position)).sum(-1)[..., 1:].mean(-1)
+    previous = w[..., position[1:], position[:-1]].mean(-1)
     pairs = same_places(text)
     clause = w[..., [i for i, _ in pairs], [j for _, j in pairs]].mean(-1)
     return torch.stack([entropy, distance, previous, clause]).numpy()
 
 
 def uniform_statistics(text: str) -> np.ndarray:
-    """(4,) the same for a head that looks at all the characters up to its own alike: the yardstick."""
+    """(4,): the same for a head that looks equally at all characters up to its own: the baseline."""
     weights = torch.ones(len(text), len(text)).tril()
     return head_statistics([(weights / weights.sum(-1, keepdim=True))[None, None]], text)[:, 0, 0]
 
 
 def same_places(text: str) -> list[tuple[int, int]]:
-    """(i, j) of the characters i that have a j at the same place of the clause before; titles are no clauses."""
+    """Pairs (i, j): j stands as far into the previous clause as i stands into its own; titles do not count."""
     titles = [match.span() for match in re.finditer(r"^\+\+\+.*$", text, re.MULTILINE)]
     clauses = [match.span() for match in re.finditer(r"\w+", text)]
     clauses = [span for span in clauses if not any(begin <= span[0] < end for begin, end in titles)]
@@ -126,7 +136,7 @@ def same_places(text: str) -> list[tuple[int, int]]:
 
 @contextmanager
 def without_head(model: GPT, layer: int, head: int) -> Iterator[None]:
-    """Switches one head off: zeros instead of its output, before W^O mixes the heads (Michel et al. 2019)."""
+    """Switches one head off: its output is set to zero before W^O mixes the heads (Michel et al. 2019)."""
     d = model.config.n_embd // model.config.n_head
 
     def silence(_, inputs):
@@ -143,9 +153,9 @@ def without_head(model: GPT, layer: int, head: int) -> Iterator[None]:
 
 
 def head_ablation(model: GPT, loss: Callable[[], float]) -> tuple[float, np.ndarray]:
-    """The loss of the whole model, and (layers, h) by how much it rises when one head is switched off.
+    """The loss of the whole model, and (layers, h): how much it rises when each head is switched off.
 
-    loss: computes the model's loss as it is at that moment, such as validation_loss() or the loss of a text.
+    loss: computes the loss of the model in its present state: text_loss(), or what validation_loss() returns.
     """
     whole = loss()
     rises = np.zeros((model.config.n_layer, model.config.n_head))
@@ -156,12 +166,15 @@ def head_ablation(model: GPT, loss: Callable[[], float]) -> tuple[float, np.ndar
 
 
 def validation_loss(data_root: str | Path, model: GPT, num_windows: int) -> Callable[[], float]:
-    """A function that computes the loss, in nats a character, of so many windows spread over the validation text."""
+    """A function that computes the model's loss, in nats a character, on windows spread over the validation text.
+
+    Raises UserError if data_root is not a prepared data set.
+    """
     _, _, tokens = load_dataset(data_root)
     windows = PoemWindows.of(tokens, model.config.title, model.config.max_seq_len)
     if not len(windows):
         return lambda: stream_loss(model, tokens, batchsize=16, max_windows=num_windows)
-    first = windows[windows.scored == 0]  # with the title: the window that a poem begins with
+    first = windows[windows.scored == 0]  # the first window of each poem, the one with the title
     chosen = first[np.unique(np.arange(num_windows) * len(first) // num_windows)]
     return lambda: poem_loss(model, tokens, chosen, batchsize=16)
 
@@ -170,9 +183,9 @@ def validation_loss(data_root: str | Path, model: GPT, num_windows: int) -> Call
 def logit_lens(reading: Reading) -> tuple[list[str], np.ndarray, np.ndarray]:
     """What the model would predict if it ended early (nostalgebraist 2020, "interpreting GPT: the logit lens").
 
-    The last LayerNorm and the head are applied to the embeddings and to what each layer puts out.
-    Returns layers + 1 strings of the L likeliest next characters, their probabilities (layers + 1, L), and the mean
-    loss of the text (layers + 1,) in nats a character. The last of each is the model itself.
+    The last LayerNorm and the output layer are applied to the embeddings and to the output of each layer.
+    Returns layers + 1 strings, of the likeliest next character at each of the L positions; their probabilities
+    (layers + 1, L); and the mean loss of the text, (layers + 1,), in nats a character. The last is the model itself.
     """
     states, model = [], reading.model
     hooks = [model.layers[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))]

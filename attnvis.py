@@ -1,11 +1,11 @@
-"""Where does the model look? The attention weights on a text, as one HTML page to be opened in any browser.
+"""Where does the model look? The attention weights on a text, as one HTML page that opens in any browser.
 
-The page holds bertviz' views and still pictures: the weights, the predictions, and what each head does. It needs no
-network and no Jupyter. The heatmaps of all heads are also written beside it, as a PNG of the same name.
+The page holds bertviz's interactive views, and still pictures of the weights, the predictions and what each head does.
+It needs no network and no Jupyter. The heatmaps of all heads are also written beside it, as a PNG of the same name.
 
   python attnvis.py --text data/attnvis/rumengling.txt --out workdirs/quansongci/attention.html
 
-attnvis.ipynb shows the same in Jupyter.
+attnvis.ipynb shows the same in Jupyter, and compares several runs.
 """
 
 import base64
@@ -18,19 +18,19 @@ from pathlib import Path
 
 import attnplots
 import attnstats
-from attnplots import check_layer
 from attnstats import Reading
 from cli import ArgumentParser, UserError, atomic_write, number, run
 from model import load_model
 from prepare import DEFAULT_DATA_ROOT, load_vocabulary
 
 LIBRARIES = (("xstatic.pkg.jquery", "data/jquery.min.js"), ("mpld3", "js/d3.v5.min.js"))
-DIGITS = 4  # of a weight: less than an eye can tell, and a quarter of the bytes
-MANY_LINES = 150_000  # in a model view: above this, a browser has to think for long
+DIGITS = 4  # of a weight: finer than the eye can see, and a quarter of the bytes
+MANY_LINES = 150_000  # in a model view: with more, a browser takes too long
 FONTS = "'Noto Sans CJK SC','Noto Sans SC','PingFang SC','Microsoft YaHei','WenQuanYi Zen Hei',sans-serif"
 
-# bertviz asks require.js for jQuery and d3: here they are already. And it draws the tokens as they are: readable()
-# finds those that this browser has no font for, which look like a character that cannot be, and shows their codes.
+# bertviz asks require.js for jQuery and d3, which the page has loaded already. And it draws the tokens as they are:
+# readable() finds the characters that this browser has no font for, since they look like a noncharacter (U+FFFF), and
+# shows their code points instead.
 GLUE = """
 var require = {config() {}};
 function requirejs(names, callback) { callback(window.jQuery, window.d3); }
@@ -59,14 +59,14 @@ def read_text(path: str | Path) -> str:
     try:
         return Path(path).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a path that cannot be one
-        raise UserError(f"cannot read {path} as UTF-8 text: {error}") from None
+        raise UserError(f"cannot read {path} as UTF-8 text: {getattr(error, 'strerror', None) or error}") from None
 
 
 def load(data_root: str | Path, ckpt_path: str | Path, text: str) -> Reading:
-    """Reads the text with a trained model: `.tokens`, and `.weights`, a tensor (1, h, L, L) a layer.
+    """Runs a trained model on the text: `.tokens`, and `.weights`, a tensor (1, h, L, L) per layer.
 
-    Of a text that is longer than the model's window the first window is read, and `.note` says so.
-    Raises UserError if there is no such data or model, or a character that its vocabulary lacks.
+    If the text is longer than the model's window, only the first window is read, and `.note` says so.
+    Raises UserError if the data or the model is missing, or if the text has a character that its vocabulary lacks.
     """
     vocabulary = load_vocabulary(data_root)
     model, own = load_model(ckpt_path)
@@ -76,7 +76,7 @@ def load(data_root: str | Path, ckpt_path: str | Path, text: str) -> Reading:
 
 
 def load_existing(data_root: str | Path, ckpt_paths: list[str], text: str) -> list[Reading]:
-    """load() for those of the runs that exist; says how to make the others."""
+    """load() for each of the runs that exists; prints how to make the others."""
     readings = []
     for path in ckpt_paths:
         if (Path(path) / "best.pt").is_file():
@@ -89,7 +89,7 @@ def load_existing(data_root: str | Path, ckpt_paths: list[str], text: str) -> li
 
 @dataclass(frozen=True, repr=False)
 class View:
-    """An interactive view: a document of its own, which needs nothing from outside."""
+    """An interactive view: a complete document that needs nothing from outside."""
 
     document: str  # a whole HTML page
     height: int  # in pixels
@@ -97,7 +97,7 @@ class View:
     note: str = ""
 
     def frame(self) -> str:
-        """The document inside an <iframe>: whatever page or notebook shows it, their scripts do not meet."""
+        """The document inside an <iframe>, which keeps its scripts apart from those of the page or notebook."""
         note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
         style = f"width:100%;height:{self.height}px;border:0;background:white"
         document, name = html.escape(self.document), html.escape(self.name)
@@ -111,28 +111,31 @@ class View:
 
 
 def head_view(reading: Reading, layer: int = 0, heads: list[int] | None = None) -> View:
-    """bertviz' head view, with the given layer and heads (all) switched on at first.
+    """bertviz's head view, which begins with the given layer and heads (None: all).
 
-    Raises UserError for a layer or a head that the model lacks, which bertviz accepts in silence.
+    Raises UserError for a layer or a head that the model lacks; bertviz would accept it silently.
     """
     from bertviz import head_view as bertviz_view
 
-    check_layer(reading, layer)
-    count = reading.weights[0].size(1)
-    if heads is not None and not (heads and set(heads) <= set(range(count))):
-        raise UserError(f"heads {heads}: {reading.name} has the heads 0 to {count - 1}; name one at least")
+    reading.check_layer(layer)
+    if heads is not None and not (heads and set(heads) <= set(range(reading.num_heads))):
+        raise UserError(f"heads {heads}: {reading.name} has the heads 0 to {reading.num_heads - 1}; name at least one")
     shown = bertviz_view(
         reading.weights, reading.tokens, layer=layer, heads=heads, prettify_tokens=False, html_action="return"
     )
-    return View(offline(shown.data), 90 + int(22.5 * len(reading.tokens)), f"head view of {reading}", reading.note)
+    height = 90 + int(22.5 * len(reading.tokens))  # bertviz's height of a row
+    return View(offline(shown.data), height, f"head view of {reading}", reading.note)
 
 
 def model_view(reading: Reading, include_layers: list[int] | None = None) -> View:
-    """bertviz' model view: all layers and heads at a glance; a click on one enlarges it."""
+    """bertviz's model view: all layers (or those given) and heads at a glance; a click on one enlarges it.
+
+    Raises UserError for a layer that the model lacks.
+    """
     from bertviz import model_view as bertviz_view
 
     for layer in include_layers or []:
-        check_layer(reading, layer)
+        reading.check_layer(layer)
     shown = bertviz_view(
         *(reading.weights, reading.tokens),
         include_layers=include_layers or None,
@@ -140,19 +143,19 @@ def model_view(reading: Reading, include_layers: list[int] | None = None) -> Vie
         display_mode="light",
         html_action="return",
     )
-    # bertviz lets the heads fill the width: as if there were 12, four layers of a few heads fit on a screen
+    # bertviz stretches the heads over its whole width: as if there were 12, a few heads do not become huge
     layers, length = len(include_layers or reading.weights), len(reading.tokens)
-    total = max(12, reading.weights[0].size(1))
+    total = max(12, reading.num_heads)
     height = 60 + max(layers * (10 + 84 * length // total), 55 + 18 * length)
     document = offline(shown.data, total_heads=total)
     return View(document, height, f"model view of {reading}", reading.note)
 
 
 def offline(page: str, **changes) -> str:
-    """bertviz' HTML as a document that asks nothing of the network; changes: to the parameters of its script.
+    """bertviz's HTML as a document that asks nothing of the network; changes: to the parameters of its script.
 
-    The libraries, jQuery and d3, are in it instead of links to them; its data stand there once instead of twice, with
-    rounded weights, and no token can end the script that they stand in.
+    It holds the libraries, jQuery and d3, instead of links to them, and the data once instead of twice, with rounded
+    weights. No token can end the script that holds it. Raises UserError if a library is not installed.
     """
     page = re.sub(r"\A\s*<script src=[^>]*></script>", "", page)  # require.js
     marker = "const params = "
@@ -174,16 +177,16 @@ def offline(page: str, **changes) -> str:
 def _rounded(weights):
     if isinstance(weights, list):
         return [_rounded(part) for part in weights]
-    return round(weights, DIGITS) or 0  # 0 and not 0.0, for half of them are
+    return round(weights, DIGITS) or 0  # 0 rather than 0.0: half of the weights are zero
 
 
 def _script_safe(code: str) -> str:
-    """Code that the HTML around it cannot mistake for the end of a script, or for a comment."""
+    """The code with nothing in it that HTML would take for the end of the script or for a comment."""
     return re.sub(r"<(?=/script|!--)", r"\\u003c", code, flags=re.IGNORECASE)
 
 
 def _library(place: tuple[str, str]) -> str:
-    """A JavaScript library out of an installed Python package, which is not imported for it."""
+    """A JavaScript library from an installed Python package, without importing the package."""
     package, file = place
     try:
         [folder] = importlib.util.find_spec(package).submodule_search_locations
@@ -192,52 +195,52 @@ def _library(place: tuple[str, str]) -> str:
         raise UserError(f"{file} of the package {package} is missing: pip install -r requirements.txt") from None
 
 
-# The two lines that a reader is told of each view and picture, here in the page and in the cells of attnvis.ipynb.
+# Two lines of explanation for each view and picture, which stand in the page and in the cells of attnvis.ipynb.
 EXPLAINED = {
     "Head view 注意力连线": (
-        "Rest the mouse on a character on the left: lines lead to the characters it looks at, darker for more weight.",
-        "Each colour is a head (注意力头): click on a square to switch it off. Choose the layer (层) in the list.",
+        "Hover over a character on the left: lines lead to the characters it looks at, darker for more weight.",
+        "Each colour is a head (注意力头): click on its square to hide it. Choose the layer (层) in the list.",
     ),
     "Model view 所有层与头": (
         "All layers (rows) and heads (columns) at a glance; click on one to enlarge it.",
-        "Many lines to one place mean that all characters look there: the title, say, or a full stop.",
+        "Where many lines meet, many characters look at the same one: often the title or a full stop.",
     ),
     "Heatmaps 热力图": (
-        "The same weights as a matrix for each head: row i shows how character i shares out its weight of 1.",
-        "The upper triangle is empty, for the mask (掩码) lets no character look at a later one.",
+        "The same weights, a matrix for each head: row i shows how character i divides a total weight of 1.",
+        "The upper triangle is empty because the mask (掩码) lets no character look at a later one.",
     ),
     "Top five predictions 下一个字的前五名": (
-        "What the model would write next at each position, and how likely; a frame marks the character that comes.",
-        "The form (the name of the tune, punctuation) is often certain, the words are not.",
+        "What the model would write next at each position, and how likely; a frame marks the character that follows.",
+        "The form (the name of the tune, punctuation) is often nearly certain; the words are not.",
     ),
     "Loss per character 每个字的损失": (
-        "-ln p of each character given those before it: pale for expected, dark for a surprise.",
-        "The mean is the cross entropy (交叉熵) that training lowers. The first character has nothing before it.",
+        "-ln p of each character given those before it: pale if it was expected, dark if it was a surprise.",
+        "The mean is the cross entropy (交叉熵) that training lowers. The first character has no loss.",
     ),
     "What each head does 每个头的统计量": (
-        "Entropy (熵): one place or many? Distance: how far back? The weight on the character before, and on "
-        "the same place in the clause (句) before.",
-        '"Uniform" is a head that looks at all characters alike: learning shows in the difference from it.',
+        "Entropy (熵): one character or many? Distance: how far back? Then the weight on the previous character, and "
+        "on the character at the same place in the previous clause (句).",
+        '"Uniform" is a head that looks at all characters equally: the difference from it is what was learned.',
     ),
     "A head switched off 关掉一个头": (
-        "How much the loss on validation text rises when the output of one head is replaced by zeros: red is missed.",
-        "A head with a striking picture may matter little, for others may do its work.",
+        "How much the loss on validation text rises when the output of one head is set to zero: red heads are missed.",
+        "A head with a striking pattern may still matter little, because other heads can do its work.",
     ),
     "Logit lens 逐层预测": (
-        "What the model would predict if it ended after this layer: the last LayerNorm and the head, applied early.",
-        "The head shares its weights with the embeddings, so these mostly repeat the character itself.",
+        "What the model would predict if it ended at a layer: the last LayerNorm and the output layer, applied early.",
+        'The output layer shares its weights with the embeddings, so the row "embeddings" mostly repeats the text.',
     ),
 }
 
 
 def page(reading: Reading, pictures: dict[str, list[bytes]]) -> str:
-    """One self-contained HTML page: the views, and the PNGs of `pictures` under their titles from EXPLAINED."""
+    """One self-contained HTML page: the two views, and the PNGs of `pictures`, by their titles in EXPLAINED."""
     head, model, *_ = EXPLAINED
     shown = {head: head_view(reading).frame()}
     if sum(weights.numel() for weights in reading.weights) <= MANY_LINES:
         shown[model] = model_view(reading).frame()
     else:
-        shown[model] = "<p>Too many lines for one page: choose layers in attnvis.ipynb, by include_layers.</p>"
+        shown[model] = "<p>Too many lines for one page: choose layers with include_layers in attnvis.ipynb.</p>"
     for title, pngs in pictures.items():
         urls = [f"data:image/png;base64,{base64.b64encode(png).decode()}" for png in pngs]
         shown[title] = "\n".join(f'<img alt="{html.escape(title)}" src="{url}">' for url in urls)
@@ -258,37 +261,56 @@ def parse_args(args=None):
     parser = ArgumentParser(__doc__)
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
     parser.add_argument("--ckpt_path", default="workdirs/quansongci", help="the folder of a run of train.py")
-    parser.add_argument("--text", default="data/attnvis/rumengling.txt", help="the file with the text to look at")
-    parser.add_argument("--out", help="the page to write; attention.html in CKPT_PATH if this is not given")
+    parser.add_argument("--text", default="data/attnvis/rumengling.txt", help="the UTF-8 file with the text to look at")
+    parser.add_argument("--out", help="the page to write, .html (default: attention.html in CKPT_PATH)")
     parser.add_argument(
-        "--num_windows", type=number(int, 1), default=32, help="windows of validation text to switch heads off on"
+        "--num_windows",
+        type=number(int, 1),
+        default=32,
+        help="windows of validation text to measure the loss on when a head is switched off",
     )
     return parser.parse_args(args)
 
 
-def main() -> None:
-    args = parse_args()
-    out = Path(args.out or Path(args.ckpt_path) / "attention.html")
+def output_paths(args) -> tuple[Path, Path]:
+    """Where the page and the picture beside it go. Raises UserError, before any work, if they cannot go there."""
+    out = Path(args.ckpt_path) / "attention.html" if args.out is None else Path(args.out)
     if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--out {out}: a page is written, give a name that ends in .html")
-    reading = load(args.data_root, args.ckpt_path, read_text(args.text))
-    if not out.parent.is_dir():
+        raise UserError(f"--out {args.out!r}: the output is a web page: give it a name that ends in .html")
+    if args.out is not None and not out.parent.is_dir():
         raise UserError(f"--out {out}: there is no folder {out.parent}")
-    if reading.note:
-        print(reading.note)
-    drawn = (
+    picture = out.with_suffix(".png")
+    for path in (out, picture):
+        if path.is_dir():
+            raise UserError(f"--out {out}: {path} is a folder: choose another name")
+    return out, picture
+
+
+def draw(reading: Reading, data_root: str | Path, num_windows: int) -> dict[str, list[bytes]]:
+    """The still pictures of the page, as PNGs, under their titles from EXPLAINED."""
+    figures = (
         [attnplots.heatmaps(reading, layer=layer) for layer in range(len(reading.weights))],
-        *([draw(reading)] for draw in (attnplots.predictions, attnplots.losses, attnplots.statistics)),
-        [attnplots.ablation(reading, data_root=args.data_root, num_windows=args.num_windows)],
+        [attnplots.predictions(reading)],
+        [attnplots.losses(reading)],
+        [attnplots.statistics(reading)],
+        [attnplots.ablation(reading, data_root=data_root, num_windows=num_windows)],
         [attnplots.lens(reading)],
     )
-    titles = list(EXPLAINED)[2:]
-    pictures = {title: [figure.png() for figure in figures] for title, figures in zip(titles, drawn, strict=True)}
-    picture = out.with_suffix(".png")
+    _head_view, _model_view, *titles = EXPLAINED
+    return {title: [figure.png() for figure in row] for title, row in zip(titles, figures, strict=True)}
+
+
+def main() -> None:
+    args = parse_args()
+    out, picture = output_paths(args)
+    reading = load(args.data_root, args.ckpt_path, read_text(args.text))
+    if reading.note:
+        print(reading.note)
+    content = page(reading, draw(reading, args.data_root, args.num_windows)).encode()
     all_heads = attnplots.heatmaps(reading, layer=None).png(dpi=110)
-    for path, content in ((picture, all_heads), (out, page(reading, pictures).encode())):
+    for path, written in ((picture, all_heads), (out, content)):
         with atomic_write(path) as file:
-            file.write(content)
+            file.write(written)
     print(f"{out}: {reading}\n{picture}: the heatmaps of all heads")
 
 

@@ -1,3 +1,5 @@
+"""What the pictures show, read from matplotlib's axes, and that every glyph in them is real."""
+
 import io
 from dataclasses import replace
 
@@ -5,28 +7,32 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from readings import read_corpus
 
 import attnplots
 import attnstats
 import fonts
-from model import load_model
 from prepare import Vocabulary
 
 
 @pytest.fixture(scope="module")
-def model(ckpt_path):
-    return load_model(ckpt_path)
+def reading(data_root, ckpt_path):
+    return read_corpus(data_root, ckpt_path)
 
 
-@pytest.fixture(scope="module")
-def reading(model, data_root):
-    text = (data_root / "input.txt").read_text(encoding="utf-8")
-    return attnstats.read(*model, text[:14], "small")
+@pytest.fixture
+def shortest(reading):
+    """A text of one character."""
+    return attnstats.read(reading.model, reading.vocabulary, reading.text[5])
 
 
 def drawn(axes) -> np.ma.MaskedArray:
     [image] = axes.get_images()
     return image.get_array()
+
+
+def framed(picture) -> list:
+    return [patch for axes in picture.axes for patch in axes.patches if patch.get_edgecolor()[3] > 0]
 
 
 def texts(picture) -> list[str]:
@@ -45,6 +51,7 @@ def test_a_heatmap_a_head_whose_rows_sum_to_1_and_whose_upper_triangle_is_empty(
         labels = [[label.get_text() for label in side.get_ticklabels()] for side in (axes.xaxis, axes.yaxis)]
         assert labels == [reading.tokens] * 2 and "↵" in reading.tokens
         assert axes.get_title() == f"layer 1, head {head}"
+        assert axes.get_images()[0].norm(0.25) == 0.5, "the square root, so that small weights can be seen"
 
 
 def test_the_heatmaps_of_all_layers_and_of_several_runs(reading):
@@ -74,22 +81,23 @@ def test_without_a_chinese_font_there_are_code_points_and_a_note(reading, monkey
     picture = attnplots.heatmaps(reading)
     labels = [label.get_text() for label in picture.axes[0].get_yticklabels()]
     assert labels == [t if t in "+↵" else f"U+{ord(t):04X}" for t in reading.tokens]
+    assert {label.get_rotation() for label in picture.axes[0].get_xticklabels()} == {90}
     assert "fonts-noto-cjk" in picture.get_supxlabel()
     picture.png()
-    attnplots.losses(reading).png()
+    for draw in (attnplots.predictions, attnplots.losses, attnplots.lens):
+        draw(reading).png()
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
 def test_predictions_frame_the_character_that_comes(reading):
     picture = attnplots.predictions(reading, k=3)
     best, _ = attnstats.top_predictions(reading, k=3)
-    framed = [patch for axes in picture.axes for patch in axes.patches if patch.get_edgecolor()[3] > 0]
-    assert len(framed) == sum(reading.text[i + 1] in best[i] for i in range(13))
+    assert len(framed(picture)) == sum(reading.text[i + 1] in best[i] for i in range(13))
     for char in best[0]:
         assert fonts.label(char) in texts(picture)
 
 
-def test_losses_stand_below_their_characters_in_rows_that_end_with_the_lines(reading):
+def test_losses_stand_below_their_characters_and_a_line_ends_its_row(reading):
     picture = attnplots.losses(reading)
     losses = attnstats.character_losses(reading)
     assert [text for text in texts(picture) if text] == [
@@ -110,15 +118,25 @@ def test_statistics_and_ablation_are_matrices_layers_by_heads(reading, data_root
     assert drawn(axes).shape == (2, 2) and axes.get_title().startswith("rise of the loss\nfrom ")
     whole = attnstats.text_loss(reading)
     assert f"from {whole:.3f}" in attnplots.ablation(reading).axes[0].get_title()
+    on_validation = attnstats.validation_loss(data_root, reading.model, num_windows=2)()
+    assert f"from {on_validation:.3f}" in axes.get_title() and on_validation != pytest.approx(whole, abs=1e-3)
 
 
 def test_the_lens_has_a_row_a_depth_and_the_text_below(reading):
     best, _, losses = attnstats.logit_lens(reading)
-    shown = texts(attnplots.lens(reading))
+    picture = attnplots.lens(reading)
+    shown = texts(picture)
+    assert len(framed(picture)) == sum(row[i] == reading.text[i + 1] for row in best for i in range(13)) > 0
     for name, chars, loss in zip(("embeddings", "layer 0", "layer 1"), best, losses, strict=True):
         start = shown.index(f"{name}, loss {loss:.2f}")
         assert [text for text in shown[start + 1 : start + 29] if text] == list(map(fonts.label, chars))
     assert [text for text in shown[shown.index("text") + 1 :] if text] == reading.tokens
+
+
+def test_in_the_lens_the_first_row_of_each_run_has_its_name(reading, monkeypatch):
+    monkeypatch.setattr(attnplots, "ROW", 10)
+    picture = attnplots.lens(reading, replace(reading, name="other"))
+    assert [axes.get_title(loc="left") for axes in picture.axes] == ["small", "", "other", ""]
 
 
 def test_runs_side_by_side_may_differ_in_size(reading):
@@ -129,21 +147,19 @@ def test_runs_side_by_side_may_differ_in_size(reading):
 
 
 @pytest.mark.parametrize("draw", [attnplots.heatmaps, attnplots.predictions, attnplots.losses, attnplots.lens])
-def test_the_shortest_text_has_its_pictures(model, draw):
-    [shortest] = [attnstats.read(*model, model[1].chars[5])]
+def test_the_shortest_text_has_its_pictures(shortest, draw):
     picture = draw(shortest)._repr_png_()
     assert Image.open(io.BytesIO(picture)).mode == "P"
 
 
-def test_a_text_of_one_character_has_statistics_too(model, recwarn):
-    attnplots.statistics(attnstats.read(*model, model[1].chars[5])).png()
+def test_a_text_of_one_character_has_statistics_too(shortest, recwarn):
+    attnplots.statistics(shortest).png()
     assert not list(recwarn)
 
 
-def test_odd_characters_are_drawn_by_their_names(model, recwarn):
-    gpt, own = model
-    vocabulary = Vocabulary("".join(sorted({*own.chars[:-5], *"\u3000\u200b\ue000\U0003134a$"})))
-    odd = attnstats.read(gpt, vocabulary, "$\u3000\u200b\ue000\U0003134a")
+def test_odd_characters_are_drawn_by_their_names(reading, recwarn):
+    vocabulary = Vocabulary("".join(sorted({*reading.vocabulary.chars[:-5], *"\u3000\u200b\ue000\U0003134a$"})))
+    odd = attnstats.read(reading.model, vocabulary, "$\u3000\u200b\ue000\U0003134a")
     assert odd.tokens == ["$", "␣", "U+200B", "U+E000", "\U0003134a"]
     picture = attnplots.heatmaps(odd)
     assert [label.get_text() for label in picture.axes[0].get_xticklabels()][:4] == odd.tokens[:4]

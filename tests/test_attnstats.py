@@ -1,23 +1,19 @@
+"""Statistics of heads against values worked out by hand, and predictions against the model's own logits."""
+
 import numpy as np
 import pytest
 import torch
+from readings import read_corpus
 
 import attnstats
 from cli import UserError
-from model import load_model
 
 CLAUSES = "+++调\n甲乙丙丁，子丑寅。"  # places: 0-3 title, 4 line end, 5-8, 9 comma, 10-12, 13
 
 
 @pytest.fixture(scope="module")
-def model(ckpt_path):
-    return load_model(ckpt_path)
-
-
-@pytest.fixture(scope="module")
-def reading(model, data_root):
-    text = (data_root / "input.txt").read_text(encoding="utf-8")
-    return attnstats.read(*model, text[:14], "small")
+def reading(data_root, ckpt_path):
+    return read_corpus(data_root, ckpt_path)
 
 
 def looking_at(places: list[int]) -> list[torch.Tensor]:
@@ -84,8 +80,8 @@ def test_losses_are_those_of_the_next_character(reading):
     assert attnstats.text_loss(reading) == pytest.approx(losses[1:].mean(), abs=1e-5)
 
 
-def test_a_head_that_is_off_adds_nothing_and_is_back_afterwards(reading):
-    """Of heads apart: the layer's attention output is W^O of the other head's channels alone."""
+def test_a_head_that_is_switched_off_adds_nothing_and_is_back_afterwards(reading):
+    """With head 0 off, the output of the attention is W^O applied to the channels of head 1 alone."""
     model, attention = reading.model, reading.model.layers[1].attention
     seen = []
     hook = attention.register_forward_hook(lambda module, inputs, out: seen.append((inputs[0], out[0])))
@@ -110,13 +106,14 @@ def test_ablation_measures_each_head_by_itself(reading):
 
 
 @pytest.mark.parametrize("num_windows", [1, 5, 10_000])
-def test_validation_loss_is_the_same_each_time_and_of_so_many_windows(model, data_root, num_windows, monkeypatch):
-    counted = []
+def test_validation_loss_is_the_same_each_time_and_of_so_many_windows(reading, data_root, num_windows, monkeypatch):
+    used = []
     real = attnstats.poem_loss
-    monkeypatch.setattr(attnstats, "poem_loss", lambda *args, **kw: counted.append(len(args[2])) or real(*args, **kw))
-    loss = attnstats.validation_loss(data_root, model[0], num_windows)
-    assert loss() == loss() > 0 and counted[0] == min(num_windows, counted[0])
-    assert num_windows == 10_000 or counted[0] == num_windows
+    monkeypatch.setattr(attnstats, "poem_loss", lambda *args, **kw: used.append(args[2]) or real(*args, **kw))
+    loss = attnstats.validation_loss(data_root, reading.model, num_windows)
+    assert loss() == loss() > 0 and len(used[0]) == len(used[1]) <= num_windows
+    assert len(used[0]) == num_windows or num_windows == 10_000  # more than there are
+    assert not used[0].scored.any()  # each begins with a title
 
 
 def test_the_last_row_of_the_lens_is_the_model_itself(reading):
@@ -125,10 +122,11 @@ def test_the_last_row_of_the_lens_is_the_model_itself(reading):
     top, top_probs = attnstats.top_predictions(reading, k=1)
     assert best[-1] == "".join(top) and np.allclose(probs[-1], top_probs[:, 0], atol=1e-6)
     assert losses[-1] == pytest.approx(np.nanmean(attnstats.character_losses(reading)), abs=1e-5)
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in reading.model.layers)
 
 
-def test_the_lens_reads_what_a_model_of_fewer_layers_would(reading, model):
-    """The row after the first layer equals the prediction when the second is made to add nothing."""
+def test_the_lens_reads_what_a_model_of_fewer_layers_would(reading):
+    """The row after the first layer equals the prediction of the model whose second layer adds nothing."""
     best, _, losses = attnstats.logit_lens(reading)
     second = reading.model.layers[1]
     kept = {name: value.clone() for name, value in second.state_dict().items()}
@@ -136,15 +134,15 @@ def test_the_lens_reads_what_a_model_of_fewer_layers_would(reading, model):
         for part in (second.attention.out, second.feed_forward.down):
             part.weight.data.zero_()
             part.bias.data.zero_()
-        shallow = attnstats.read(*model, reading.text)
+        shallow = attnstats.read(reading.model, reading.vocabulary, reading.text)
     finally:
         second.load_state_dict(kept)
     assert best[1] == "".join(attnstats.top_predictions(shallow, k=1)[0])
     assert losses[1] == pytest.approx(np.nanmean(attnstats.character_losses(shallow)), abs=1e-4)
 
 
-def test_an_empty_text_and_unknown_characters_are_refused(model):
+def test_an_empty_text_and_unknown_characters_are_refused(reading):
     with pytest.raises(UserError, match="empty"):
-        attnstats.read(*model, "")
+        attnstats.read(reading.model, reading.vocabulary, "")
     with pytest.raises(UserError, match=r"U\+2000B"):
-        attnstats.read(*model, "𠀋")
+        attnstats.read(reading.model, reading.vocabulary, "𠀋")

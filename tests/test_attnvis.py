@@ -4,31 +4,16 @@ import html.parser
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, train_tiny
+from readings import DATA, POEM, RUN, make_project
 
 import attnplots
 import attnvis
 import prepare
 from cli import UserError
-
-POEM = (ROOT / "data/attnvis/rumengling.txt").read_text(encoding="utf-8")
-DATA, RUN = "data/quansongci", "workdirs/quansongci"
-
-
-def make_project(folder: Path, *without: str) -> Path:
-    """A small data set and tiny runs in `folder`: the default one, and others, such as no_pos."""
-    (folder / DATA).mkdir(parents=True)
-    (folder / DATA / "input.txt").write_text(POEM * 20, encoding="utf-8")
-    prepare.prepare(folder / DATA)
-    train_tiny(folder / DATA, folder / RUN, "--max_seq_len", 64, "--n_layer", 3)
-    for flag in without:
-        train_tiny(folder / DATA, folder / f"{RUN}_{flag}", "--max_seq_len", 64, "--n_layer", 3, f"--{flag}")
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +28,11 @@ def reading(folder):
 
 def parameters(view: attnvis.View) -> dict:
     """The data in a view's script."""
-    [start] = [match.end() for match in re.finditer(r"const params = readable\(", view.document)]
-    return json.JSONDecoder().raw_decode(view.document, start)[0]
+    _, data = view.document.split("const params = readable(")
+    return json.JSONDecoder().raw_decode(data)[0]
 
 
-# What is loaded
+# Loading
 
 
 def test_the_weights_are_those_of_the_explicit_path_and_that_path_is_the_fast_one(reading):
@@ -124,27 +109,15 @@ def test_a_view_asks_for_nothing_outside(reading, draw):
 
 
 def test_no_token_ends_the_script(reading):
-    nasty = [
-        "</script>",
-        "</SCRIPT >",
-        "<!--",
-        '"',
-        "'",
-        "&quot;",
-        "\\",
-        "; // HACK: ",
-        "]]>",
-        "<script src=x></script>",
-        "\u2028",
-        "PYTHON_PARAMS",
-    ]
+    nasty = ["</script>", "</SCRIPT >", "<!--", "<script src=x></script>", "]]>", "; // HACK: ", "PYTHON_PARAMS"]
+    nasty += ['"', "'", "&quot;", "\\", "\u2028"]
     view = attnvis.head_view(replace(reading, tokens=[*nasty, *reading.tokens[len(nasty) :]]))
     assert parameters(view)["attention"][0]["left_text"][: len(nasty)] == nasty
     assert len(re.findall(r"</script", view.document, re.IGNORECASE)) == view.document.count("<script>") == 4
     assert view.document.count("<!--") == 0
 
 
-def test_layers_and_heads_that_are_not_there_are_refused(reading):
+def test_layers_and_heads_that_the_model_lacks_are_refused(reading):
     for wrong in (
         lambda: attnvis.head_view(reading, layer=3),
         lambda: attnvis.head_view(reading, heads=[9]),
@@ -159,7 +132,8 @@ def test_layers_and_heads_that_are_not_there_are_refused(reading):
 def test_a_view_shows_the_layer_and_heads_that_are_asked_for(reading):
     data = parameters(attnvis.head_view(reading, layer=2, heads=[1]))
     assert data["layer"] == 2 and data["heads"] == [1]
-    assert parameters(attnvis.model_view(reading, include_layers=[1]))["include_layers"] == [1]
+    data = parameters(attnvis.model_view(reading, include_layers=[1]))
+    assert data["include_layers"] == [1] and data["total_heads"] == 12
 
 
 def test_without_the_libraries_a_line_says_what_to_install(reading, monkeypatch):
@@ -187,9 +161,10 @@ def test_a_page_of_a_large_model_leaves_the_model_view_out_and_says_so(reading, 
         (b"\xff\xfe", [], ["cannot read", "UTF-8"]),
         (POEM, ["--out", "page.pdf"], ["page.pdf", ".html"]),
         (POEM, ["--out", "nowhere/page.html"], ["no folder nowhere"]),
+        (POEM, ["--out", ""], ["--out ''", ".html"]),
         (POEM, ["--ckpt_path", "nowhere"], ["no checkpoint", "train.py"]),
         (POEM, ["--data_root", "nowhere"], ["no data folder nowhere"]),
-        (POEM, ["--text", "nowhere.txt"], ["cannot read nowhere.txt"]),
+        (POEM, ["--text", "nowhere.txt"], ["cannot read nowhere.txt as UTF-8 text: No such file or directory"]),
         (POEM, ["--num_windows", "0"], ["num_windows"]),
     ],
 )
@@ -199,6 +174,25 @@ def test_what_a_user_gets_wrong_is_one_line(folder, tmp_path, assert_user_error,
     paths = ["--data_root", folder / DATA, "--ckpt_path", folder / RUN, "--text", "text.txt", "--out", "page.html"]
     assert_user_error(attnvis, *paths, *flags, words=words)
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_a_text_that_was_cut_is_told_of_in_the_terminal_and_on_the_page(folder, tmp_path, call, monkeypatch):
+    monkeypatch.setattr(attnvis, "draw", lambda *args: {})  # its pictures take long
+    (tmp_path / "text.txt").write_text(POEM * 2, encoding="utf-8")
+    paths = ["--text", tmp_path / "text.txt", "--out", tmp_path / "page.html"]
+    status, out, err = call(attnvis, "--data_root", folder / DATA, "--ckpt_path", folder / RUN, *paths)
+    note, *_ = out.splitlines()
+    assert (status, err) == (0, "") and note.startswith("The text has 96 characters")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count(note) == 2
+    assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("name", ["page.html", "page.png"])
+def test_a_folder_where_the_page_or_its_picture_would_go_is_refused_before_any_work(tmp_path, assert_user_error, name):
+    (tmp_path / name).mkdir()
+    flags = ["--out", tmp_path / "page.html", "--ckpt_path", tmp_path / "no_run"]
+    assert_user_error(attnvis, *flags, words=["--out", f"{name} is a folder"])
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_a_model_of_another_vocabulary_is_refused(folder, ckpt_path):

@@ -1,12 +1,6 @@
-"""The page and the notebook, in a real browser too, one that can reach nothing outside this machine.
-
-`PYTHONPATH=. python tests/test_attnvis_notebook.py` runs attnvis.ipynb with the trained models of workdirs/, and saves
-it with its outputs.
-"""
+"""The page and the notebook, also in a real browser, which can reach nothing outside this machine."""
 
 import contextlib
-import hashlib
-import json
 import os
 import re
 import secrets
@@ -23,11 +17,11 @@ import nbformat
 import numpy as np
 import pytest
 from conftest import ROOT, run_script
-from test_attnvis import DATA, POEM, RUN, make_project
+from readings import DATA, POEM, RUN, make_project
+from saved_notebook import NOTEBOOK, code_cells, digest, execute, without_interactive_views
 
 import attnvis
 
-NOTEBOOK = ROOT / "attnvis.ipynb"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -57,7 +51,7 @@ def written_page(folder):
     return folder / out
 
 
-def test_the_page_holds_all_and_the_picture_lies_beside_it(written_page):
+def test_the_page_holds_every_section_and_the_picture_lies_beside_it(written_page):
     page = written_page.read_text(encoding="utf-8")
     for title, lines in attnvis.EXPLAINED.items():
         assert page.count(f"<h2>{title}</h2>") == 1 and len(lines) == 2
@@ -69,35 +63,8 @@ def test_the_page_holds_all_and_the_picture_lies_beside_it(written_page):
 # The notebook
 
 
-def code_cells(notebook) -> list:
-    return [cell for cell in notebook.cells if cell.cell_type == "code"]
-
-
-def digest(notebook) -> str:
-    """Of all cells: saved outputs belong to these."""
-    return hashlib.sha256(json.dumps([cell.source for cell in notebook.cells]).encode()).hexdigest()
-
-
-def execute(path, cwd) -> None:
-    """Runs all cells of a notebook in a kernel of its own, and saves it with its outputs."""
-    command = [sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", "--inplace", str(path)]
-    subprocess.run(command, cwd=cwd, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
-
-
-def without_interactive_views(notebook):
-    """The views are a megabyte each, with d3 and jQuery in them, and a code host does not show them."""
-    notebook = nbformat.from_dict(json.loads(json.dumps(notebook)))
-    for cell in notebook.cells:
-        cell.metadata = {}
-        for output in cell.get("outputs", []):
-            output.get("data", {}).pop("text/html", None)
-    notebook.metadata = {"kernelspec": notebook.metadata.kernelspec, "language_info": {"name": "python"}}
-    notebook.metadata["sources"] = digest(notebook)
-    return notebook
-
-
 def kinds(notebook) -> list:
-    """What kinds of output each code cell has."""
+    """The kinds of output of each code cell."""
     return [
         [sorted(o.data) if "data" in o else [o.output_type, o.name] for o in cell.outputs]
         for cell in code_cells(notebook)
@@ -125,7 +92,7 @@ def test_part_one_prints_what_it_loads_and_the_poem(executed):
 
 
 def test_the_saved_outputs_are_of_these_cells_and_of_what_the_module_shows(committed, executed):
-    assert committed.metadata.sources == digest(committed), "run PYTHONPATH=. python tests/test_attnvis_notebook.py"
+    assert committed.metadata.sources == digest(committed), "run PYTHONPATH=. python tests/saved_notebook.py"
     assert kinds(committed) == kinds(without_interactive_views(nbformat.read(executed, as_version=4)))
     assert [cell.execution_count for cell in code_cells(committed)] == list(range(1, 1 + len(code_cells(committed))))
 
@@ -176,7 +143,7 @@ def browser():
 
 
 class Visit:
-    """A page in a fresh browser context whose requests that leave the machine are aborted; it records what happens."""
+    """A page in a fresh browser context, which records what happens and aborts requests to other machines."""
 
     def __init__(self, browser):
         self.context = browser.new_context(viewport={"width": 1300, "height": 1000}, service_workers="block")
@@ -212,7 +179,7 @@ def visit(browser):
 
 
 def assert_it_lives(visit: Visit, reading, picture) -> None:
-    """The head view on the page draws what the model computed, changes with the layer, and follows the mouse."""
+    """The head view draws what the model computed, and follows the layer and the mouse; the model view is there."""
     layers, heads, length = len(reading.weights), reading.weights[0].size(1), len(reading.tokens)
     frame = visit.page.frame_locator('iframe[title^="head view"]')
     lines = frame.locator("#attention line")
@@ -267,7 +234,7 @@ def convert_to_html(notebook, name: str, *flags):
 
 
 def test_nbconverts_html(visit, executed, reading, tmp_path):
-    """With its links to require.js and MathJax, which this notebook needs not, switched off: nothing is asked for."""
+    """Without its links to require.js and MathJax, which this notebook does not need, the page asks for nothing."""
     flags = ["--HTMLExporter.require_js_url=data:,", "--HTMLExporter.mathjax_url=data:,"]
     page = convert_to_html(executed, "offline.html", *flags)
     visit.page.goto(page.as_uri())
@@ -276,7 +243,7 @@ def test_nbconverts_html(visit, executed, reading, tmp_path):
 
 
 def test_nbconverts_html_with_its_own_links(visit, executed, reading, tmp_path):
-    """Plain `nbconvert --to html` links to two libraries of its own; the views need neither."""
+    """Plain `nbconvert --to html` links to two libraries for itself; the views need neither."""
     visit.page.goto(convert_to_html(executed, "plain.html").as_uri())
     assert_it_lives(visit, reading, tmp_path / "nbconvert.png")
     for what in (visit.left, visit.errors):
@@ -297,8 +264,9 @@ def jupyter(folder):
     own = {f"JUPYTER_{name}_DIR": str(folder / ".jupyter" / name) for name in ("CONFIG", "DATA", "RUNTIME")}
     flags = [f"--ServerApp.port={port}", "--ServerApp.port_retries=0", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
     (folder / ".jupyter/CONFIG/labconfig").mkdir(parents=True)
+    # Without this, the server would fetch the project's news
     (folder / ".jupyter/CONFIG/labconfig/page_config.json").write_text(
-        '{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}'  # the server asks for the news
+        '{"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": true}}'
     )
     with (folder / "server.log").open("w") as log:
         server = subprocess.Popen(
@@ -336,8 +304,3 @@ def wait_for(url: str) -> None:
             return
         time.sleep(0.1)
     raise TimeoutError(url)
-
-
-if __name__ == "__main__":
-    execute(NOTEBOOK, ROOT)
-    nbformat.write(without_interactive_views(nbformat.read(NOTEBOOK, as_version=4)), NOTEBOOK)

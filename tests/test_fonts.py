@@ -1,3 +1,5 @@
+"""Labels that can be seen, and fonts for them, on machines with and without a Chinese font."""
+
 import shutil
 
 import pytest
@@ -23,7 +25,7 @@ def test_the_bundled_font_is_enough_for_latin(monkeypatch, bundled):
     assert fonts.find("abc ↵␣").note == ""
 
 
-def test_no_chinese_font_is_told_with_what_to_do(monkeypatch, bundled):
+def test_without_a_chinese_font_the_note_says_how_to_get_one(monkeypatch, bundled):
     monkeypatch.setattr(fonts, "installed", lambda: {"DejaVu Sans": bundled})
     found = fonts.find("春a")
     assert found.missing == {"春"} and found.shown("春a") == "U+6625a"
@@ -43,7 +45,19 @@ def test_a_chinese_font_comes_first_and_others_fill_its_gaps(monkeypatch):
     assert families[0] != "DejaVu Sans" and families[-1] == "DejaVu Sans"
     found = fonts.find("春↵\U0010fffe")
     assert found.families[0] == families[0] and found.missing == {"\U0010fffe"}
-    assert found.note.startswith("No font of this machine has U+10FFFE")
+    assert found.note.startswith("No font on this machine has U+10FFFE")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_a_family_the_regular_file_counts(monkeypatch, order):
+    from matplotlib import font_manager
+
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", font_manager.fontManager.ttflist[::order])
+    fonts.installed.cache_clear()
+    try:
+        assert fonts.installed()["DejaVu Sans"].endswith("DejaVuSans.ttf"), "not the bold or condensed one"
+    finally:
+        fonts.installed.cache_clear()
 
 
 def test_a_font_that_came_after_matplotlibs_list_is_found(tmp_path, monkeypatch):

@@ -1,0 +1,28 @@
+"""A small project with trained models, and what they read in it: shared by the tests of attnvis and its modules."""
+
+from pathlib import Path
+
+from conftest import ROOT, train_tiny
+
+import attnstats
+import prepare
+from model import load_model
+
+POEM = (ROOT / "data/attnvis/rumengling.txt").read_text(encoding="utf-8")
+DATA, RUN = "data/quansongci", "workdirs/quansongci"
+
+
+def make_project(folder: Path, *flags: str) -> Path:
+    """A small data set and tiny runs in `folder`: the default one, and one for each flag, such as no_pos."""
+    (folder / DATA).mkdir(parents=True)
+    (folder / DATA / "input.txt").write_text(POEM * 20, encoding="utf-8")
+    prepare.prepare(folder / DATA)
+    for run, *given in ((RUN,), *((f"{RUN}_{flag}", f"--{flag}") for flag in flags)):
+        train_tiny(folder / DATA, folder / run, "--max_seq_len", 64, "--n_layer", 3, *given)
+    return folder
+
+
+def read_corpus(data_root: Path, ckpt_path: Path) -> attnstats.Reading:
+    """The first 14 characters of the corpus, with a title and a line end, as the model of conftest reads them."""
+    text = (data_root / "input.txt").read_text(encoding="utf-8")
+    return attnstats.read(*load_model(ckpt_path), text[:14], "small")
