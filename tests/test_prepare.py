@@ -41,7 +41,7 @@ def assert_as_in_the_handout(folder, text):
     assert np.fromfile(folder / "val.bin", dtype).tolist() == val
 
 
-@pytest.mark.parametrize("block_bytes", [7, 1 << 20])  # 7: characters are cut by the ends of blocks
+@pytest.mark.parametrize("block_bytes", [2, 7, 1 << 20])  # few: characters are cut by the ends of blocks
 def test_the_data_set_is_the_handouts(tmp_path, monkeypatch, block_bytes):
     monkeypatch.setattr(prepare, "BLOCK_BYTES", block_bytes)
     text = song_text(30) + "𠺕 half-width, and emoji 🌸\t"
@@ -109,6 +109,7 @@ class Hostile:
         pickle.dumps({"vocab_size": 1, "stoi": {"ab": 0}, "itos": {0: "ab"}}),
         pickle.dumps({"vocab_size": 0, "stoi": {}, "itos": {}}),
         pickle.dumps({"vocab_size": 1, "stoi": {"a": 0}, "itos": {0: "a"}, "aliases": 3}),
+        pickle.dumps({"vocab_size": 1, "stoi": {"a": 0}, "itos": {0: "a"}, "aliases": {"酹江月": 3}}),
         pickle.dumps({"vocab_size": 1, "stoi": {"a": 0}, "itos": {0: "a"}, "x": Hostile()}),
     ],
 )
@@ -288,6 +289,16 @@ def test_data_that_do_not_belong_together_are_found(data_root, tmp_path):
         broken("val.bin", b"\x01\x00")  # one token, and none to predict
     with pytest.raises(UserError, match=r"val\.bin is missing or truncated"):
         broken("val.bin", b"")
+
+
+def test_the_commonest_reason_for_leaving_out_a_poem_comes_first(capsys):
+    prepare.report_cleaning(1_000, {"fragment": 1, "stray symbols": 20, "characters lost": 3})
+    assert capsys.readouterr().out.split("\n  ") == [
+        "全宋词: 1,024 poems, 1,000 kept; dropped:",
+        "    20  stray symbols",
+        "     3  characters lost",
+        "     1  fragment\n",
+    ]
 
 
 def test_the_command_prints_what_it_made(call, tmp_path):
