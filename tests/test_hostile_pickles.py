@@ -303,6 +303,7 @@ ARCHIVES = {
     ),
     "two directories, not compressed": lambda parts: two_directories(zipped(parts), zipped(parts)),
     "two pickles": lambda parts: zipped(parts | {"DATA.PKL": parts["data.pkl"]}),
+    "two tensors of one name": lambda parts: zipped(parts | {"DATA/0": parts["data/0"]}),  # but for the case
     "two more pickles": lambda parts: zipped(parts | {"more/data.pkl": parts["data.pkl"]}),
     "no pickle": lambda parts: zipped({name: content for name, content in parts.items() if name != "data.pkl"}),
     "a comment": lambda parts: zipped(parts) + b"comment",
