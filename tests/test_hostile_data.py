@@ -172,6 +172,24 @@ def test_damaged_checkpoints(file, tuned_ckpt):
         case("best.pt", use_checkpoint, path)
 
 
+def test_a_flipped_bit_of_a_weight_is_found(file, tuned_ckpt):
+    """One that leaves a number like any other."""
+    content, weight = bytearray((tuned_ckpt / "best.pt").read_bytes()), parts_of(tuned_ckpt / "best.pt")["data/0"]
+    content[content.index(weight)] ^= 1
+    with pytest.raises(UserError, match="damaged"):
+        load_checkpoint(file("best.pt", content))
+
+
+@pytest.mark.parametrize("version", [0, 1, 3, 4, 5])
+def test_a_checkpoint_of_another_version_of_pickle_is_refused(tmp_path, tuned_ckpt, version):
+    """torch would read it, and warn."""
+    parts = parts_of(tuned_ckpt / "best.pt")
+    assert parts["data.pkl"][:2] == b"\x80\2"
+    put_together(tmp_path / "best.pt", parts | {"data.pkl": bytes([0x80, version]) + parts["data.pkl"][2:]})
+    with pytest.raises(UserError, match="damaged"):
+        load_checkpoint(tmp_path / "best.pt")
+
+
 def test_checkpoints_with_hostile_values(tmp_path, tuned_ckpt):
     good = torch.load(tuned_ckpt / "best.pt")
     good = {**good, "config": {**good["config"], "title": list(good["config"]["title"])}, "model": dict(good["model"])}
