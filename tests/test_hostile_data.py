@@ -200,7 +200,7 @@ def test_all_readers_find_the_same_directory_of_a_checkpoint(tuned_ckpt, place):
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         pickles._check_end(archive.fp, len(content), archive.start_dir)
     content[len(content) - 98 + place] ^= 1
-    with pytest.raises(ValueError, match="not the end|two directories"):
+    with pytest.raises(ValueError, match=r"not the end|two directories"):
         pickles._check_end(io.BytesIO(content), len(content), archive.start_dir)
 
 
