@@ -147,6 +147,12 @@ def test_atomic_write_is_on_the_disk_before_it_takes_its_name(tmp_path, monkeypa
     assert steps == [10, "replace"] and os.listdir(tmp_path) == ["file"]
 
 
+def test_a_folder_that_is_not_there_is_told_by_the_name_that_the_user_knows(tmp_path):
+    with pytest.raises(FileNotFoundError) as error, cli.atomic_write(tmp_path / "none" / "file"):
+        pass
+    assert error.value.filename == str(tmp_path / "none" / "file")
+
+
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
 def test_atomic_write_obeys_the_umask_and_leaves_it(tmp_path, mask):
     before = os.umask(mask)
@@ -192,3 +198,11 @@ def test_output_into_a_closed_pipe_is_no_traceback():
         assert process.stdout.readline() == "x\n"
         process.stdout.close()
         assert process.stderr.read() == "" and process.wait() == 141
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+def test_output_that_finds_no_room_at_the_very_end_is_one_line():
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", "import cli; cli.run(lambda: print('x'))"]
+        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.endswith("error: No space left on device: while writing\n"), done
