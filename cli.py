@@ -1,4 +1,4 @@
-"""The manners of every command line here: the parser, one-line errors, and files written whole or not at all."""
+"""What all command lines here share: the parser, one-line errors, and files written whole or not at all."""
 
 import argparse
 import contextlib
@@ -110,7 +110,7 @@ def run(main: Callable[[], None]) -> None:
     has gone (`| head`) with 141.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that cannot show Chinese shows \\u escapes, and no traceback
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show Chinese shows \u escapes, and no traceback
             stream.reconfigure(errors="backslashreplace")
     try:
         main()
@@ -135,7 +135,7 @@ def run(main: Callable[[], None]) -> None:
 
 _ENVIRONMENT_ERRORS = {
     errno.ENOSPC,
-    getattr(errno, "EDQUOT", errno.ENOSPC),  # not everywhere
+    getattr(errno, "EDQUOT", errno.ENOSPC),  # which not every system has
     errno.EFBIG,
     errno.EACCES,
     errno.EPERM,
@@ -158,7 +158,7 @@ def _fail(message: str) -> None:
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
     """Opens a temporary file beside `path` that takes its name when the block ends, and vanishes if the block fails.
 
-    Whatever happens, also a kill or a full disk, `path` holds either all of the old content or all of the new.
+    Whatever happens, even a kill or a full disk, `path` holds either all of the old content or all of the new.
     """
     encoding = None if "b" in mode else "utf-8"
     try:
@@ -171,7 +171,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files, a data set is as open as its folder
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; this is one like any other
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
