@@ -202,7 +202,8 @@ def test_output_into_a_closed_pipe_is_no_traceback():
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_output_that_finds_no_room_at_the_very_end_is_one_line():
+    command = [sys.executable, "-c", "import cli; cli.run(lambda: print('x'))"]
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-c", "import cli; cli.run(lambda: print('x'))"]
-        done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=buffered, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and done.stderr.endswith("error: No space left on device: while writing\n"), done
