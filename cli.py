@@ -121,7 +121,7 @@ def run(main: Callable[[], None]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + getattr(stop, "number", signal.SIGINT))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains once more when it closes stdout
+        _end_output()
         sys.exit(141)
     except OSError as error:
         if error.errno not in _ENVIRONMENT_ERRORS:
@@ -151,7 +151,16 @@ _ENVIRONMENT_ERRORS = {
 
 def _fail(message: str) -> None:
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    _end_output()
     sys.exit(2)
+
+
+def _end_output() -> None:
+    """Flushes stdout. If it takes no more, the rest goes nowhere: else the interpreter would complain of it again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 @contextlib.contextmanager

@@ -192,9 +192,13 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path):
     assert (tmp_path / "file").read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
 
 
+BUFFERED = {**os.environ, "PYTHONUNBUFFERED": ""}  # what is left in the buffer must not be complained of at the end
+
+
 def test_output_into_a_closed_pipe_is_no_traceback():
-    command = [sys.executable, "-c", 'import cli; cli.run(lambda: print("x\\n" * 100000))']
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    command = [sys.executable, "-c", "import cli; cli.run(lambda: [print('x') for _ in range(100_000)])"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=BUFFERED, text=True, **pipes) as process:
         assert process.stdout.readline() == "x\n"
         process.stdout.close()
         assert process.stderr.read() == "" and process.wait() == 141
@@ -203,7 +207,6 @@ def test_output_into_a_closed_pipe_is_no_traceback():
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_output_that_finds_no_room_at_the_very_end_is_one_line():
     command = [sys.executable, "-c", "import cli; cli.run(lambda: print('x'))"]
-    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, cwd=ROOT, env=buffered, stdout=full, stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(command, cwd=ROOT, env=BUFFERED, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and done.stderr.endswith("error: No space left on device: while writing\n"), done
