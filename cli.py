@@ -1,4 +1,4 @@
-"""The manners of every command line here: the parser, one-line errors, and files written whole or not at all."""
+"""What all command lines here share: the parser, one-line errors, and files written whole or not at all."""
 
 import argparse
 import contextlib
@@ -110,7 +110,7 @@ def run(main: Callable[[], None]) -> None:
     has gone (`| head`) with 141.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that cannot show Chinese shows \\u escapes, and no traceback
+        if hasattr(stream, "reconfigure"):  # a terminal that cannot show Chinese shows \u escapes, and no traceback
             stream.reconfigure(errors="backslashreplace")
     try:
         main()
@@ -121,7 +121,7 @@ def run(main: Callable[[], None]) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(128 + getattr(stop, "number", signal.SIGINT))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or the interpreter complains once more when it closes stdout
+        _end_output()
         sys.exit(141)
     except OSError as error:
         if error.errno not in _ENVIRONMENT_ERRORS:
@@ -135,7 +135,7 @@ def run(main: Callable[[], None]) -> None:
 
 _ENVIRONMENT_ERRORS = {
     errno.ENOSPC,
-    getattr(errno, "EDQUOT", errno.ENOSPC),  # not everywhere
+    getattr(errno, "EDQUOT", errno.ENOSPC),  # which not every system has
     errno.EFBIG,
     errno.EACCES,
     errno.EPERM,
@@ -151,14 +151,23 @@ _ENVIRONMENT_ERRORS = {
 
 def _fail(message: str) -> None:
     print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    _end_output()
     sys.exit(2)
+
+
+def _end_output() -> None:
+    """Flushes stdout. If it takes no more, the rest goes nowhere: else the interpreter would complain of it again."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
     """Opens a temporary file beside `path` that takes its name when the block ends, and vanishes if the block fails.
 
-    Whatever happens, also a kill or a full disk, `path` holds either all of the old content or all of the new.
+    Whatever happens, even a kill or a full disk, `path` holds either all of the old content or all of the new.
     """
     encoding = None if "b" in mode else "utf-8"
     try:
@@ -171,7 +180,7 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files, a data set is as open as its folder
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; this is one like any other
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):

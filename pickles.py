@@ -1,7 +1,7 @@
-"""Pickles that can do no harm: what meta.pkl and the checkpoints may hold, looked at before anything of it is built.
+"""Pickles that can do no harm: what meta.pkl and the checkpoints may hold, checked before any of it is built.
 
 A pickle is a program. Forbidding it to call functions is not enough: with a few bytes it can ask for gigabytes (a
-bytearray, the place 2³² of its memo), or build a tuple of tuples that takes years to hash; and the zip file of a
+bytearray, place 2³² of its memo), or build a tuple of tuples that takes years to hash; and the zip file of a
 checkpoint may hold a thousand times its own size. So only the instructions that our own files need are let through.
 """
 
@@ -25,7 +25,7 @@ SHARED_TUPLES = 32  # places where a tuple is used again: each can triple the ti
 
 
 def check_pickle(content: bytes, instructions: str = DICTS, names: frozenset[str] = frozenset()) -> None:
-    """Raises ValueError unless the pickle has only such instructions, and names only such classes and functions."""
+    """Raises ValueError unless the pickle has only these instructions, and names only these classes and functions."""
     allowed = set(instructions.split())
     newest_is_tuple, tuples, shared = False, set(), 0
     for opcode, argument, _ in pickletools.genops(content):
@@ -57,7 +57,7 @@ def check_checkpoint(file: BinaryIO) -> None:
         parts = archive.infolist()
         names = [part.orig_filename.casefold() for part in parts]  # torch takes DATA.PKL for data.pkl
         if len(set(names)) < len(names):
-            raise ValueError("two parts of one name")
+            raise ValueError("two parts of the same name")
         if any(part.compress_type != zipfile.ZIP_STORED or part.file_size != part.compress_size for part in parts):
             raise ValueError("compressed parts")
         if sum(part.file_size for part in parts) > size:

@@ -33,7 +33,7 @@ from poems import read_poems
 
 DEFAULT_DATA_ROOT = "data/quansongci"
 BLOCK_BYTES = 1 << 20
-MAX_FORM_CHARACTERS = 4 * 10**6  # of the training split, for learning forms: twice 全宋词, some two seconds
+MAX_FORM_CHARACTERS = 4 * 10**6  # at the start of the training split, to learn forms from: twice 全宋词, two seconds
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Vocabulary:
 
     def __post_init__(self):
         if type(self.chars) is not str or len(set(self.chars)) < len(self.chars):
-            raise ValueError("chars are not different characters")
-        self.chars.encode()  # no surrogates, which are no characters and cannot be written
+            raise ValueError("chars are not distinct characters")
+        self.chars.encode()  # raises for surrogates, which are no characters and cannot be written
         if type(self.aliases) is not dict or not all(
             type(name) is str for pair in self.aliases.items() for name in pair
         ):
@@ -251,7 +251,7 @@ def write_splits(path: Path, vocabulary: Vocabulary, cut: int, folder: Path) -> 
 
 
 def complete_poems(blocks: Iterator[str], cut: int) -> Iterator[tuple[str, str]]:
-    """(tune, text) of the poems in the first `cut` characters, but for the last one, which the cut goes through."""
+    """(tune, text) of the poems in the first `cut` characters, except the last, which the cut may go through."""
     poem = None
     for following in read_poems(lines(blocks, cut)):
         if poem:
@@ -260,7 +260,7 @@ def complete_poems(blocks: Iterator[str], cut: int) -> Iterator[tuple[str, str]]
 
 
 def lines(blocks: Iterator[str], cut: int) -> Iterator[str]:
-    """The lines in the first `cut` characters of a text. One of more than a block is given in parts."""
+    """The lines in the first `cut` characters of a text. A line longer than a block comes in parts."""
     rest = ""
     for block in blocks:
         if cut <= 0:

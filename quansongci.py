@@ -29,7 +29,7 @@ NPM_BYTES = 85_464_664
 GITHUB_URL = (
     "https://raw.githubusercontent.com/chinese-poetry/chinese-poetry/d651e494e0ecb49555f9f473aa7c97ed0e4b53b7/宋词"
 )
-STALL_SECONDS = 60  # a source that sends nothing for so long is given up
+STALL_SECONDS = 60  # a source that sends nothing for this long is given up
 
 FETCH_ERRORS = (OSError, ValueError, KeyError, EOFError, tarfile.TarError, http.client.HTTPException)
 
@@ -42,13 +42,13 @@ NORMALISE = str.maketrans(
         **{"(": "（", ")": "）", "､": "、"},
     }
 )
-SHORTEST_POEM = 14  # Han characters, 竹枝; what is shorter is a line that survived of a lost poem
+SHORTEST_POEM = 14  # Han characters, 竹枝; anything shorter is a surviving line of a lost poem
 
 
 def obtain(folder: Path, github_url: str = GITHUB_URL) -> list[dict]:
     """The 21,050 items {author, rhythmic, paragraphs[]} of 全宋词, in the source's order.
 
-    Takes the files that a user has laid into `folder`, else asks npm, else the raw files on GitHub (or a mirror of them
+    Takes the files that a user has put into `folder`, else asks npm, else the raw files on GitHub (or a mirror of them
     at `github_url`); nothing is used before its SHA-256 is checked. Raises UserError with the ways out if all fail.
     """
     if all((folder / name).is_file() for name in FILES):
@@ -84,7 +84,7 @@ def _from_npm() -> list[bytes]:
     if npm is None:
         raise OSError("no npm on this machine")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        # A cache of its own: leaves nothing in the user's, and its growth is the progress, which npm does not tell.
+        # A cache of its own: it leaves nothing in the user's, and its growth shows the progress, which npm does not.
         command = [npm, "pack", NPM_PACKAGE, "--silent", "--ignore-scripts", "--cache", str(Path(scratch) / "cache")]
         command += ["--fetch-retries", "1", "--fetch-retry-mintimeout", "1000"]
         with (Path(scratch) / "stdout").open("wb") as output:

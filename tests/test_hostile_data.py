@@ -1,10 +1,12 @@
 """Every file that prepare.py and train.py write, damaged: whatever is in it ends in a result or in one line."""
 
+import io
 import json
 import math
 import pickle
 import random
 import sys
+import zipfile
 
 import hypothesis.strategies as st
 import numpy as np
@@ -30,6 +32,7 @@ from hostile import (
 from hypothesis import example, given
 
 import forms
+import pickles
 import prepare
 import sample
 import train
@@ -170,6 +173,35 @@ def test_damaged_checkpoints(file, tuned_ckpt):
         name = rng.choice([name for name in parts if name.startswith("data/")])
         put_together(path, parts | {name: damaged(parts[name], rng)})
         case("best.pt", use_checkpoint, path)
+
+
+def test_a_flipped_bit_of_a_weight_is_found(file, tuned_ckpt):
+    """One that leaves a number like any other."""
+    content, weight = bytearray((tuned_ckpt / "best.pt").read_bytes()), parts_of(tuned_ckpt / "best.pt")["data/0"]
+    content[content.index(weight)] ^= 1
+    with pytest.raises(UserError, match="damaged"):
+        load_checkpoint(file("best.pt", content))
+
+
+@pytest.mark.parametrize("version", [0, 1, 3, 4, 5])
+def test_a_checkpoint_of_another_version_of_pickle_is_refused(tmp_path, tuned_ckpt, version):
+    """torch would read it, and warn."""
+    parts = parts_of(tuned_ckpt / "best.pt")
+    assert parts["data.pkl"][:2] == b"\x80\2"
+    put_together(tmp_path / "best.pt", parts | {"data.pkl": bytes([0x80, version]) + parts["data.pkl"][2:]})
+    with pytest.raises(UserError, match="damaged"):
+        load_checkpoint(tmp_path / "best.pt")
+
+
+@pytest.mark.parametrize("place", [0, 48, 56, 64, 76, 92])
+def test_all_readers_find_the_same_directory_of_a_checkpoint(tuned_ckpt, place):
+    """The marks of the three records at its end, and the three places that they tell."""
+    content = bytearray((tuned_ckpt / "best.pt").read_bytes())
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        pickles._check_end(archive.fp, len(content), archive.start_dir)
+    content[len(content) - 98 + place] ^= 1
+    with pytest.raises(ValueError, match=r"not the end|two directories"):
+        pickles._check_end(io.BytesIO(content), len(content), archive.start_dir)
 
 
 def test_checkpoints_with_hostile_values(tmp_path, tuned_ckpt):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import prepare
 from cli import UserError
+from forms import Forms
 from prepare import Vocabulary
 
 
@@ -40,7 +41,7 @@ def assert_as_in_the_handout(folder, text):
     assert np.fromfile(folder / "val.bin", dtype).tolist() == val
 
 
-@pytest.mark.parametrize("block_bytes", [7, 1 << 20])  # 7: characters are cut by the ends of blocks
+@pytest.mark.parametrize("block_bytes", [2, 7, 1 << 20])  # few: characters are cut by the ends of blocks
 def test_the_data_set_is_the_handouts(tmp_path, monkeypatch, block_bytes):
     monkeypatch.setattr(prepare, "BLOCK_BYTES", block_bytes)
     text = song_text(30) + "𠺕 half-width, and emoji 🌸\t"
@@ -62,6 +63,14 @@ def test_more_than_65535_characters_take_uint32(tmp_path):
     assert len(prepare.load_dataset(tmp_path)[1]) == int(len(text) * 0.9)
 
 
+@pytest.mark.parametrize(("size", "dtype"), [(65_535, "<u2"), (65_536, "<u4")])
+def test_two_bytes_are_enough_for_65535_characters_and_one_id_for_those_unknown(size, dtype):
+    vocabulary = Vocabulary("".join(map(chr, [*range(0xD800), *range(0xE000, size + 0x800)])))
+    assert len(vocabulary) == size and vocabulary.encode("\0").dtype == vocabulary.dtype == dtype
+    with pytest.raises(UserError, match=r"U\+10FFFF"):
+        vocabulary.encode("\U0010ffff")
+
+
 @given(st.text(min_size=1))
 @settings(max_examples=50, deadline=None)
 def test_decode_inverts_encode(text):
@@ -72,6 +81,9 @@ def test_decode_inverts_encode(text):
 def test_encode_names_unknown_characters():
     with pytest.raises(UserError, match=r"'x' \(U\+0078\).*'\\n'"):
         Vocabulary("ab").encode("axb\nx")
+    with pytest.raises(UserError) as error:
+        Vocabulary("ab").encode("一丁七万丈三上下不与丐丑")
+    assert str(error.value).count("U+") == 10  # a book of another language is no page of errors
 
 
 def test_vocabulary_survives_saving(tmp_path):
@@ -93,9 +105,11 @@ class Hostile:
         pickle.dumps({"vocab_size": 2}),
         pickle.dumps([1]),
         pickle.dumps({"vocab_size": 2, "stoi": {"a": 0, "b": 1}, "itos": {0: "a", 1: "a"}}),
+        pickle.dumps({"vocab_size": 2, "stoi": {"a": 1, "b": 0}, "itos": {0: "a", 1: "b"}}),
         pickle.dumps({"vocab_size": 1, "stoi": {"ab": 0}, "itos": {0: "ab"}}),
         pickle.dumps({"vocab_size": 0, "stoi": {}, "itos": {}}),
         pickle.dumps({"vocab_size": 1, "stoi": {"a": 0}, "itos": {0: "a"}, "aliases": 3}),
+        pickle.dumps({"vocab_size": 1, "stoi": {"a": 0}, "itos": {0: "a"}, "aliases": {"酹江月": 3}}),
         pickle.dumps({"vocab_size": 1, "stoi": {"a": 0}, "itos": {0: "a"}, "x": Hostile()}),
     ],
 )
@@ -130,6 +144,50 @@ def test_a_damaged_meta_is_made_anew(tmp_path):
     (tmp_path / "meta.pkl").write_bytes(b"damaged")
     prepare.prepare(tmp_path)
     assert_as_in_the_handout(tmp_path, song_text(5))
+
+
+@pytest.mark.parametrize("use", [prepare.load_dataset, prepare.prepare])
+def test_a_data_set_that_a_kill_left_in_ready_takes_its_place_first(tmp_path, use):
+    prepare.prepare(write(tmp_path / "data", song_text(5).encode()))
+    (tmp_path / "data").rename(tmp_path / ".ready")
+    (tmp_path / "data").mkdir()
+    (tmp_path / ".ready").rename(tmp_path / "data" / ".ready")
+    use(tmp_path / "data")
+    assert_as_in_the_handout(tmp_path / "data", song_text(5))
+    assert not (tmp_path / "data" / ".ready").exists()
+
+
+def test_half_a_data_set_that_a_kill_left_in_new_is_thrown_away(tmp_path):
+    write(write(tmp_path, song_text(5).encode()) / ".new", b"half")
+    prepare.prepare(tmp_path)
+    assert_as_in_the_handout(tmp_path, song_text(5))
+    assert sorted(os.listdir(tmp_path)) == ["forms.json", "input.txt", "meta.pkl", "train.bin", "val.bin"]
+
+
+def test_forms_are_learned_from_the_beginning_of_the_training_split(tmp_path, monkeypatch):
+    poems = [f"+++{tune}\n春夏秋冬。\n\n" for tune in "甲" * 60 + "乙" * 30 + "丙" * 10]
+    write(tmp_path, "".join(poems).encode())
+    prepare.prepare(tmp_path)
+    assert set(Forms.load(tmp_path).tunes) == {"甲", "乙"}
+    monkeypatch.setattr(prepare, "MAX_FORM_CHARACTERS", 50 * len(poems[0]))
+    prepare.prepare(tmp_path)
+    assert set(Forms.load(tmp_path).tunes) == {"甲"}
+
+
+@pytest.mark.parametrize("size", [3, 1000])
+def test_a_poem_that_the_cut_goes_through_teaches_nothing(size):
+    poems = [(f"+++{tune}\n", "春夏。\n\n") for tune in ("清平乐", "如梦令", "浣溪沙")]
+    text = "".join(title + body for title, body in poems)
+    for cut, whole in ((20, 1), (24, 1), (30, 2)):
+        blocks = (text[i : i + size] for i in range(0, len(text), size))
+        found = [tune for tune, _ in prepare.complete_poems(blocks, cut)]
+        assert found == ["清平乐", "如梦令"][:whole], cut
+
+
+def test_an_endless_line_is_given_in_parts(monkeypatch):
+    monkeypatch.setattr(prepare, "BLOCK_BYTES", 7)
+    parts = list(prepare.lines(iter(["春夏秋冬"] * 100), 350))
+    assert "".join(parts) == ("春夏秋冬" * 100)[:350] and max(map(len, parts)) < 12
 
 
 def data_set(folder) -> dict[str, bytes]:
@@ -183,7 +241,8 @@ def test_kill_9_at_random_moments_leaves_one_data_set(tmp_path):
         assert any(all(found[name] == whole[name] for name in found if name != "input.txt") for whole in sets)
 
 
-def test_bad_corpora_get_one_line(tmp_path, assert_user_error):
+def test_bad_corpora_get_one_line(tmp_path, assert_user_error, monkeypatch):
+    monkeypatch.setattr(prepare, "BLOCK_BYTES", 2)  # the byte is told from the beginning of the file
     bad = {
         "no_text": (None, "no input.txt"),
         "latin": ("café crème".encode("latin-1"), "not UTF-8: byte 3 is 0xe9"),
@@ -206,6 +265,10 @@ def test_a_missing_folder_is_named_with_what_was_meant(assert_user_error, tmp_pa
     assert os.listdir(tmp_path) == []
 
 
+def test_a_reader_cannot_change_the_data_set(data_root):
+    assert not any(split.flags.writeable for split in prepare.load_dataset(data_root)[1:])
+
+
 def test_data_that_do_not_belong_together_are_found(data_root, tmp_path):
     def broken(name, content):
         for path in data_root.iterdir():
@@ -215,12 +278,27 @@ def test_data_that_do_not_belong_together_are_found(data_root, tmp_path):
 
     with pytest.raises(UserError, match=r"train\.bin has the id 65535, outside the vocabulary"):
         broken("train.bin", b"\xff\xff" * 100)
+    with pytest.raises(UserError, match=r"train\.bin has the id .*, outside the vocabulary"):
+        size = len(prepare.load_vocabulary(data_root))  # the first id that there is not
+        broken("train.bin", size.to_bytes(2, "little") * 100)
+    with pytest.raises(UserError, match=r"train\.bin is missing or truncated"):
+        broken("train.bin", b"\0" * 101)  # half a token
     with pytest.raises(UserError, match=r"val\.bin is missing or truncated"):
         broken("val.bin", b"\x01")
     with pytest.raises(UserError, match=r"val\.bin is missing or truncated"):
         broken("val.bin", b"\x01\x00")  # one token, and none to predict
     with pytest.raises(UserError, match=r"val\.bin is missing or truncated"):
         broken("val.bin", b"")
+
+
+def test_the_commonest_reason_for_leaving_out_a_poem_comes_first(capsys):
+    prepare.report_cleaning(1_000, {"fragment": 1, "stray symbols": 20, "characters lost": 3})
+    assert capsys.readouterr().out.split("\n  ") == [
+        "全宋词: 1,024 poems, 1,000 kept; dropped:",
+        "    20  stray symbols",
+        "     3  characters lost",
+        "     1  fragment\n",
+    ]
 
 
 def test_the_command_prints_what_it_made(call, tmp_path):
