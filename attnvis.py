@@ -19,7 +19,7 @@ from pathlib import Path
 import attnplots
 import attnstats
 from attnstats import Reading
-from cli import ArgumentParser, UserError, atomic_write, number, run
+from cli import ArgumentParser, UserError, atomic_write, number, read_text, run
 from model import load_model
 from prepare import DEFAULT_DATA_ROOT, load_vocabulary
 
@@ -52,14 +52,6 @@ function readable(params) {
   return params;
 }
 """
-
-
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file. Raises UserError if it cannot be read."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a path that cannot be one
-        raise UserError(f"cannot read {path} as UTF-8 text: {getattr(error, 'strerror', None) or error}") from None
 
 
 def load(data_root: str | Path, ckpt_path: str | Path, text: str) -> Reading:

@@ -163,6 +163,14 @@ def _end_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+def read_text(path: str | Path) -> str:
+    """The text of a UTF-8 file, without a byte-order mark. Raises UserError if it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a path that cannot be one
+        raise UserError(f"cannot read {path} as UTF-8 text: {getattr(error, 'strerror', None) or error}") from None
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
     """Opens a temporary file beside `path` that takes its name when the block ends, and vanishes if the block fails.

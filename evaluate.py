@@ -23,9 +23,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cli import ArgumentParser, UserError, atomic_write, number, run
+from cli import ArgumentParser, UserError, atomic_write, number, read_text, run
 from constraint import FormRules
-from forms import Forms, read_text
+from forms import Forms
 from generation import DEFAULT, Text, generate
 from loss import perplexity
 from model import GPT, load_model

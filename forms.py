@@ -19,7 +19,7 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
-from cli import ArgumentParser, UserError, atomic_write, run
+from cli import ArgumentParser, UserError, atomic_write, read_text, run
 from poems import Clause, is_character, pattern, read_clauses, read_poems, tune_of
 
 
@@ -295,14 +295,6 @@ def parse_args(args=None):
         "--rhymes", action="store_true", help="show how well rhymes agree on held-out poems, and the classes"
     )
     return parser.parse_args(args)
-
-
-def read_text(path: Path) -> str:
-    """Raises UserError if the file cannot be read as UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a path that cannot be one
-        raise UserError(f"cannot read {path} as UTF-8 text: {getattr(error, 'strerror', None) or error}") from None
 
 
 def main() -> None:

@@ -22,10 +22,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cli import ArgumentParser, UserError, number, run
+from cli import ArgumentParser, UserError, number, read_text, run
 from constraint import FormRules, FormWriter
 from device import choose_device, seed_of
-from forms import Forms, check, read_text
+from forms import Forms, check
 from generation import DEFAULT, KEEP, Controls, Text, generate
 from model import GPT, load_model
 from poems import read_poems

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+from cli import read_text
 from constraint import FormRules
-from forms import Forms, check, read_text
+from forms import Forms, check
 from model import GPT, load_model
 from poems import pattern, read_clauses, read_poems
 from prepare import DEFAULT_DATA_ROOT, Vocabulary

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hostile import MEGABYTES, in_child, parts_of, put_together
 
+import cli
 import evaluate
 import forms
 import prepare
@@ -125,7 +126,7 @@ def test_no_code_is_run_from_any_other_file(tmp_path, tuned_root, tuned_ckpt, ma
         run / "result.json": lambda path: evaluate.read_run(run),
         run / "log.csv": lambda path: evaluate.read_run(run),
         run / "prompt.txt": lambda path: sample.read_start(f"FILE:{path}"),
-        run / "poems.txt": forms.read_text,
+        run / "poems.txt": cli.read_text,
         data / "input.txt": lambda path: prepare.prepare(data),
         data / "ci.song.0.json": lambda path: quansongci.obtain(data, "file:///nowhere"),
     }
