@@ -37,7 +37,7 @@ import prepare
 import sample
 import train
 import windows
-from cli import UserError
+from cli import UserError, read_text
 from constraint import FormRules, FormWriter
 from forms import Forms
 from generation import Text, generate
@@ -60,7 +60,7 @@ def use_data(folder) -> None:
         inputs, _ = windows.Windows(tokens, 8, 1, poems if len(poems) else None).batch(3, 4)
         assert inputs.min() >= 0 and inputs.max() < len(vocabulary)
     found = Forms.load(folder)
-    forms.rhymes_report(found, cli.read_text(folder / "input.txt"))
+    forms.rhymes_report(found, read_text(folder / "input.txt"))
 
 
 def make_and_use(folder) -> None:
