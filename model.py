@@ -51,7 +51,7 @@ class GPTConfig:
     def __post_init__(self):
         if self.n_embd % self.n_head:
             raise UserError(
-                f"--n_head {self.n_head} does not divide --n_embd {self.n_embd}: each head gets n_embd/n_head"
+                f"--n_head {self.n_head} does not divide --n_embd {self.n_embd}: each head gets n_embd/n_head channels"
             )
 
 

@@ -240,6 +240,7 @@ POSITIVE, SIZE, RATE = number(int, 1, 10**9), number(int, 1, 10**6), number(floa
 
 
 def parse_args(args=None):
+    """The command line, or the words in `args`, as a namespace."""
     parser = ArgumentParser(__doc__)
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
     parser.add_argument("--ckpt_path", default="workdirs/quansongci", help="the folder for this run's files")

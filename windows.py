@@ -114,6 +114,7 @@ class Measures:
         return poem_loss(model, self.tokens, self.poems[np.arange(count) * total // count], self.batchsize)
 
     def stream_loss(self, model: GPT, max_windows: int | None = None) -> float:
+        """Mean loss of the stream, or of max_windows windows evenly spread over it."""
         return stream_loss(model, self.tokens, self.batchsize, max_windows)
 
     def whole(self, model: GPT) -> dict[str, float]:
@@ -151,7 +152,7 @@ def use_poem_windows(wanted: str, train_poems: int, val_poems: int) -> bool:
     Raises UserError if it asks for poems and there are none.
     """
     if wanted == "poem" and not (train_poems and val_poems):
-        raise UserError("--windows poem: this text has no +++ titles in both splits; use --windows stream")
+        raise UserError("--windows poem: this text does not have +++ titles in both splits; use --windows stream")
     return wanted != "stream" and train_poems > 0 and val_poems > 0
 
 

@@ -49,6 +49,14 @@ def test_tf32_is_allowed_on_a_gpu_alone(monkeypatch):
     assert asked == ["high"]
 
 
+def test_training_allows_tf32(data_root, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(train, "allow_tf32", asked.append)
+    flags = ["--data_root", str(data_root), "--ckpt_path", str(tmp_path), *TINY, *QUICK]
+    train.Trainer(train.parse_args(flags))
+    assert asked == [torch.device("cpu")]
+
+
 def test_every_choice_of_numbers_has_a_seed_of_its_own():
     choices = [(a, b, c) for a in range(3) for b in range(20) for c in range(3)]
     seeds = [seed_of(*choice) for choice in choices]

@@ -143,7 +143,7 @@ def test_every_step_takes_the_rates_of_its_iteration(trainer):
 
 
 @pytest.mark.parametrize("clip", [0, 0.25])
-def test_the_norm_of_the_gradient_is_told_as_it_was_and_clipped(trainer, clip):
+def test_the_gradient_is_clipped_and_its_norm_reported_as_it_was_before(trainer, clip):
     run, norms = trainer("--grad_clip", clip), []
 
     def remember(*_):
@@ -151,8 +151,8 @@ def test_the_norm_of_the_gradient_is_told_as_it_was_and_clipped(trainer, clip):
 
     run.optimizers[0].register_step_pre_hook(remember)
     for _ in range(2):
-        _, told = run.step()
-        assert told > 0.3 and norms.pop() == pytest.approx(clip or told, rel=1e-4)
+        _, reported = run.step()
+        assert reported > 0.3 and norms.pop() == pytest.approx(clip or reported, rel=1e-4)
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run(trainer, monkeypatch):

@@ -95,7 +95,7 @@ def test_on_gpus_each_process_of_a_machine_takes_one(monkeypatch):
     assert parallel.start(torch.device("cpu")) == torch.device("cpu") and called[2:] == ["gloo"]
 
 
-def test_the_first_process_of_all_machines_alone_writes(monkeypatch):
+def test_only_the_first_process_of_all_machines_writes(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "0")
     for rank, main in (("0", True), ("2", False)):
         monkeypatch.setenv("RANK", rank)
@@ -202,7 +202,7 @@ def test_ctrl_c_stops_all_after_the_same_iteration(data_root, tmp_path):
     assert load_checkpoint(folder / "last.pt")[2]["iteration"] > 0
 
 
-def test_more_processes_than_samples_are_said(data_root, tmp_path, assert_user_error, monkeypatch):
+def test_more_processes_than_samples_are_refused(data_root, tmp_path, assert_user_error, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "6")
     arguments = ["--data_root", data_root, "--ckpt_path", tmp_path / "run", *FLAGS]
     assert_user_error(train, *arguments, words=["--batchsize 5 is less than the 6 processes"])

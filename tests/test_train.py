@@ -233,20 +233,20 @@ def test_bad_flags_get_one_line_and_write_nothing(data_root, tmp_path, assert_us
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_cuda_that_is_not_there_is_said(data_root, tmp_path, assert_user_error):
+def test_cuda_that_is_not_there_is_reported(data_root, tmp_path, assert_user_error):
     flags = ["--data_root", data_root, "--ckpt_path", tmp_path / "run", "--device", "cuda"]
     assert_user_error(train, *flags, words=["--device cuda", "use --device cpu"])
     assert not (tmp_path / "run").exists()
 
 
-def test_data_that_were_not_prepared_are_said(tmp_path, assert_user_error):
+def test_data_that_were_not_prepared_are_reported(tmp_path, assert_user_error):
     (tmp_path / "data").mkdir()
     flags = ["--data_root", tmp_path / "data", "--ckpt_path", tmp_path / "run"]
     assert_user_error(train, *flags, words=["run prepare.py"])
     assert os.listdir(tmp_path) == ["data"]
 
 
-def test_a_folder_that_cannot_be_made_is_said(data_root, tmp_path, assert_user_error):
+def test_a_folder_that_cannot_be_made_is_reported(data_root, tmp_path, assert_user_error):
     (tmp_path / "file").write_text("")
     flags = ["--data_root", data_root, *TINY, *QUICK, "--ckpt_path"]
     assert_user_error(train, *flags, tmp_path / "file" / "run", words=["Not a directory", tmp_path / "file" / "run"])
@@ -313,7 +313,7 @@ def test_compile_changes_neither_results_nor_names(data_root, ckpt_path, tmp_pat
     assert [float(x) for x in losses] == pytest.approx([float(x) for x in others], abs=1e-4)
 
 
-def test_compile_without_a_compiler_is_said(data_root, tmp_path, assert_user_error, monkeypatch):
+def test_compile_without_a_compiler_is_reported(data_root, tmp_path, assert_user_error, monkeypatch):
     monkeypatch.setattr("device.shutil.which", lambda name: None)
     arguments = ["--data_root", data_root, "--ckpt_path", tmp_path / "run", *TINY, *QUICK]
     assert_user_error(train, *arguments, "--compile", words=["C++ compiler"])

@@ -206,5 +206,5 @@ def test_poem_windows_need_poems_in_both_splits():
     assert use_poem_windows("auto", 3, 1) and use_poem_windows("poem", 3, 1) and not use_poem_windows("stream", 3, 1)
     for train_poems, val_poems in ((3, 0), (0, 3), (0, 0)):
         assert not use_poem_windows("auto", train_poems, val_poems)
-        with pytest.raises(UserError, match=r"no \+\+\+ titles in both splits"):
+        with pytest.raises(UserError, match=r"not have \+\+\+ titles in both splits"):
             use_poem_windows("poem", train_poems, val_poems)
