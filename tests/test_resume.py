@@ -9,6 +9,7 @@ from conftest import QUICK, TINY, assert_same_run, read_log, song_text, train_ti
 
 import prepare
 import train
+from runlog import WHOLE_FIELDS
 
 
 def test_a_resumed_run_equals_one_that_never_stopped(data_root, tmp_path):
@@ -75,6 +76,17 @@ def test_resume_refuses_other_data_and_other_files(data_root, ckpt_path, tmp_pat
     assert_user_error(train, "--data_root", data_root, *flags, words=["cannot be resumed from"])
     (folder / "last.pt").unlink()
     assert_user_error(train, "--data_root", data_root, *flags, words=["no last.pt"])
+
+
+def test_an_unfinished_run_needs_more_iterations(data_root, ckpt_path, tmp_path, assert_user_error):
+    """One that was stopped at the very iteration that --iters now asks for: its whole split was never measured."""
+    folder = shutil.copytree(ckpt_path, tmp_path / "run")
+    last = torch.load(folder / "last.pt")
+    for name in WHOLE_FIELDS:
+        del last["rows"][-1][name]
+    torch.save(last, folder / "last.pt")
+    arguments = ["--data_root", data_root, "--ckpt_path", folder, *TINY, *QUICK, "--resume"]
+    assert_user_error(train, *arguments, words=["--iters 12", "is at iteration 12 already; give more"])
 
 
 def test_a_finished_run_may_be_resumed_and_go_on(data_root, ckpt_path, tmp_path):

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import runlog
 import train
 from cli import UserError
-from runlog import EVENTS, LOG_FIELDS, log_line, plot_curves, read_log, write_log
+from runlog import EVENTS, LOG_FIELDS, RUN_FILES, log_line, plot_curves, read_log, write_log
 
 ROWS = [dict.fromkeys(LOG_FIELDS, i + 1.5) for i in range(3)]
 
@@ -60,6 +60,18 @@ def test_the_row_of_an_evaluation_is_of_the_iterations_since_the_last(data_root,
         assert row["tokens_per_second"] == 4 * 16 / 0.5
     result = json.loads((folder / "result.json").read_text())
     assert result["seconds"] == 6 and result["tokens_per_second"] == 4 * 16 / 0.5
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_new_run_clears_the_folder_and_a_resumed_one_keeps_it(tmp_path, resume):
+    half_written = [f".{name}.abc" for name in [*RUN_FILES, "config.json"]]
+    kept, cleared = ["notes.txt", ".hidden"], [*RUN_FILES, "events.out.tfevents.1"]
+    for name in [*half_written, *kept, *cleared]:
+        (tmp_path / name).write_text(name)
+    runlog.begin_folder(tmp_path, resume, {"seed": 7}, tmp_path)
+    expected = [*kept, "config.json", *(cleared if resume else [])]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(expected)
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 7
 
 
 def test_config_tells_of_corpus_and_code(tmp_path, monkeypatch):
@@ -138,6 +150,7 @@ def test_tensorboard_reads_every_row_of_the_log_of_a_run_that_went_on(data_root,
     folder = train_tiny(data_root, tmp_path / "run", "--tensorboard")
     lost = runlog.TensorBoard(folder)
     lost.add({"iter": 15, "train_loss": 99.0})  # of a run that was killed before it saved anything after 12
+    assert curves(folder)["loss/train"][15] == 99  # written at once
     train_tiny(data_root, folder, "--tensorboard", "--resume", "--iters", "20", "--eval_interval", "2")
     found, rows = curves(folder), read_log(folder / "log.csv")
     assert [row["iter"] for row in rows] == [4, 8, 12, 14, 16, 18, 20]
