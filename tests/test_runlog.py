@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import runlog
 import train
 from cli import UserError
-from runlog import EVENTS, LOG_FIELDS, RUN_FILES, log_line, plot_curves, read_log, write_log
+from runlog import EVENTS, LOG_FIELDS, RUN_FILES, check_folder, log_line, plot_curves, read_log, write_log
 
 ROWS = [dict.fromkeys(LOG_FIELDS, i + 1.5) for i in range(3)]
 
@@ -60,6 +60,18 @@ def test_the_row_of_an_evaluation_is_of_the_iterations_since_the_last(data_root,
         assert row["tokens_per_second"] == 4 * 16 / 0.5
     result = json.loads((folder / "result.json").read_text())
     assert result["seconds"] == 6 and result["tokens_per_second"] == 4 * 16 / 0.5
+
+
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_any_file_of_a_run_protects_its_folder(tmp_path, name):
+    check_folder(tmp_path, resume=False, overwrite=False)
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match="--resume, or start again with --overwrite"):
+        check_folder(tmp_path, resume=False, overwrite=False)
+    check_folder(tmp_path, resume=False, overwrite=True)
+    if name != "last.pt":
+        with pytest.raises(UserError, match=r"no last\.pt"):
+            check_folder(tmp_path, resume=True, overwrite=False)
 
 
 @pytest.mark.parametrize("resume", [False, True])
