@@ -162,7 +162,6 @@ def test_tensorboard_reads_every_row_of_the_log_of_a_run_that_went_on(data_root,
     folder = train_tiny(data_root, tmp_path / "run", "--tensorboard")
     lost = runlog.TensorBoard(folder)
     lost.add({"iter": 15, "train_loss": 99.0})  # of a run that was killed before it saved anything after 12
-    assert curves(folder)["loss/train"][15] == 99  # written at once
     train_tiny(data_root, folder, "--tensorboard", "--resume", "--iters", "20", "--eval_interval", "2")
     found, rows = curves(folder), read_log(folder / "log.csv")
     assert [row["iter"] for row in rows] == [4, 8, 12, 14, 16, 18, 20]
