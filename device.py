@@ -1,4 +1,4 @@
-"""The machine: which device and which type of numbers to compute with, its memory, and seeds for its generators."""
+"""The machine: which device and which dtype to compute with, its memory, and seeds for its random generators."""
 
 import ctypes
 import math
@@ -14,7 +14,7 @@ from cli import UserError
 
 
 def choose_device(name: str) -> torch.device:
-    """'auto', 'cpu', 'cuda' or 'mps' → a device that is there. Raises UserError if the machine has none such."""
+    """'auto', 'cpu', 'cuda' or 'mps' → a device that is there. Raises UserError if the machine has none of the kind."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         name = next(kind for kind, present in available.items() if present)
@@ -26,8 +26,8 @@ def choose_device(name: str) -> torch.device:
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """'auto', 'float32', 'bfloat16' or 'float16' → the type of the large products.
 
-    auto: bfloat16 on a GPU that has it, and on a CPU where a product of the size of the head's is clearly faster so,
-    for there are CPUs that have the type and no speed for it. Raises UserError for float16 without a GPU.
+    auto: bfloat16 on a GPU that has it, and on a CPU where a product of the size of the head's is clearly faster in
+    it, since some CPUs have the type but are slow at it. Raises UserError for float16 without a GPU.
     """
     if name == "float16" and device.type != "cuda":
         raise UserError(f"--dtype float16 is for GPUs: on {device.type} use bfloat16, float32 or auto")
@@ -51,27 +51,27 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def seed_of(*numbers: int) -> int:
-    """A seed for torch's generators from several numbers, another one for each choice of them."""
+    """A seed for torch's generators from several numbers; other numbers give another seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def allow_tf32(device: torch.device) -> None:
-    """Lets a GPU that has it take TF32 in products of float32: ten bits of mantissa are enough here, and fast."""
+    """Lets a GPU that has TF32 use it for products of float32: its ten bits of mantissa are enough here, and fast."""
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high")
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises UserError if torch.compile would not find what it needs."""
+    """Raises UserError if torch.compile would not find a C++ compiler."""
     if sys.platform == "win32" or (device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++")))):
-        raise UserError("--compile needs a C++ compiler, which is not there: install g++, or leave --compile out")
+        raise UserError("--compile needs a C++ compiler, and none was found: install g++, or leave --compile out")
 
 
 def keep_large_blocks() -> None:
     """Tells glibc to reuse large blocks of memory rather than give them back to the system at every free.
 
     Each iteration frees and takes the same hundreds of megabytes; without this, every page of them is mapped and zeroed
-    again. Elsewhere than on glibc, nothing happens.
+    again. Without glibc, nothing happens.
     """
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")

@@ -15,7 +15,7 @@ def perplexity(loss: float) -> float:
 
 
 class _HeadCrossEntropy(torch.autograd.Function):
-    """Head and cross entropy in one, with the gradient computed beside the value.
+    """Head and cross entropy in one, with the gradient computed along with the value.
 
     With p = softmax(h Wᵀ), the loss of a row with target y is -ln p_y and its gradient with respect to the logits is
     p - onehot(y), which is all that the two products for the gradients of h and W need: the logits of a chunk are
@@ -55,6 +55,7 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtyp
     """Mean cross entropy in nats of the head's logits, hidden @ weight.T, with the targets.
 
     hidden: (B, L, C), weight: (V, C), targets: (B, L), IGNORE where they do not count; dtype: of the large products.
+    Without any target that counts, the loss is 0.
     """
     return _HeadCrossEntropy.apply(hidden.flatten(0, 1), weight, targets.flatten(), dtype)
 
@@ -62,7 +63,7 @@ def head_loss(hidden: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtyp
 class TrainingLoss(nn.Module):
     """The loss of a batch of inputs and targets (B, L), as a module, which DistributedDataParallel can wrap.
 
-    compiled: by torch.compile, all but the head, without any change of the model or of the names of its weights.
+    compiled: all but the head goes through torch.compile; the model and the names of its weights stay as they are.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype, compiled: bool = False):

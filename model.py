@@ -21,7 +21,8 @@ from cli import UserError, atomic_write
 from pickles import check_checkpoint
 from prepare import Vocabulary
 
-Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # keys and values (B, h, L, d) -> with the earlier ones
+# Keys and values (B, h, L, d) -> the same after those of earlier tokens
+Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 MAX_SIZE = 1 << 21  # of anything in a configuration: more than Unicode has characters
 PRESETS = {
@@ -50,7 +51,7 @@ class GPTConfig:
     def __post_init__(self):
         if self.n_embd % self.n_head:
             raise UserError(
-                f"--n_head {self.n_head} does not divide --n_embd {self.n_embd}: each head gets n_embd/n_head"
+                f"--n_head {self.n_head} does not divide --n_embd {self.n_embd}: each head gets n_embd/n_head channels"
             )
 
 
@@ -98,7 +99,7 @@ class MultiHeadAttention(nn.Module):
         # exercise: begin
         # Step 1: queries, keys and values
         q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, L, C) each
-        # Step 2: the channels of the heads apart
+        # Step 2: split the channels into heads
         q, k, v = q.view(B, L, h, d), k.view(B, L, h, d), v.view(B, L, h, d)  # (B, L, h, d)
         # Step 3.1: heads before positions
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, h, L, d)
@@ -218,10 +219,10 @@ class GPT(nn.Module):
             # Step 4: the mask M, True above the diagonal: no position looks at a later one
             mask = torch.triu(torch.ones(L, L, dtype=torch.bool, device=U.device), diagonal=1)  # (L, L)
             # exercise: end
-        else:  # the same, for the tokens before these and these
+        else:  # the same, for these tokens and the earlier ones
             mask = cache.mask
         # exercise: begin
-        # Step 5: the layers, one after another: each takes x, mask, need_weights and its own of the extends
+        # Step 5: the layers, one after another: each takes x, mask, need_weights and its own extend
         attn_weights = []
         for layer, extend in zip(self.layers, extends, strict=True):
             x, weights = layer(x, mask, need_weights, extend)  # (B, L, C), (B, h, L, L)
@@ -256,7 +257,7 @@ def save_checkpoint(path: Path, model: GPT, vocabulary: Vocabulary, **extra) -> 
 
 
 class _NoInitialisation(TorchFunctionMode):
-    """Leaves out torch.nn.init's functions: on the meta device they take a second, to import torch's compiler."""
+    """Skips torch.nn.init's functions: on the meta device they import torch's compiler, which takes a second."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if getattr(func, "__module__", None) == "torch.nn.init":
@@ -282,7 +283,7 @@ def _checked_config(fields: dict) -> GPTConfig:
 
 
 def _check_weights(weights: dict[str, Tensor], size: int) -> None:
-    """Raises ValueError for weights that a file of so many bytes cannot hold, and for infinite ones or NaN."""
+    """Raises ValueError for weights that a file of `size` bytes cannot hold, and for infinite ones or NaN."""
     stored = {}  # by address: the head has the embedding's; one number may be shown as a matrix of any size
     for weight in weights.values():
         if type(weight) is not Tensor or weight.dtype != torch.float32 or not weight.is_contiguous():

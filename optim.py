@@ -45,7 +45,7 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 buffer.lerp_(p.grad, 1 - group["momentum"])
-                update = p.grad.lerp(buffer, group["momentum"])  # Nesterov's look ahead
+                update = p.grad.lerp(buffer, group["momentum"])  # Nesterov's look-ahead
                 blocks = update.view(self.blocks.get(p, 1), -1, p.size(1))
                 by_shape[blocks.shape[1:]].append((p, blocks))
             for shape, members in by_shape.items():
@@ -81,9 +81,9 @@ def make_optimizers(
 
 
 def load_state(optimizer: torch.optim.Optimizer, saved: dict, iteration: int) -> None:
-    """Takes up an optimiser's state after so many steps. Raises ValueError if it is not one of these parameters.
+    """Restores the state that the optimiser had after `iteration` steps. Raises ValueError if it does not fit.
 
-    Its own settings stay: those of a run that goes on are the same, and the schedule sets the rates.
+    The settings stay: those of a resumed run are the same, and the schedule sets the rates.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     names = {"momentum"} if isinstance(optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
@@ -92,13 +92,13 @@ def load_state(optimizer: torch.optim.Optimizer, saved: dict, iteration: int) ->
         raise ValueError("its optimiser has other parameters")
     for i, p in enumerate(parameters):
         if type(state[i]) is not dict or state[i].keys() != names:
-            raise ValueError("its optimiser is another")
+            raise ValueError("its optimiser is of another kind")
         for name, value in state[i].items():
             shape = () if name == "step" else p.shape
             if type(value) is not Tensor or value.shape != shape or value.dtype != p.dtype or not value.is_contiguous():
                 raise ValueError("its optimiser's state has another shape")
             if not value.isfinite().all() or (name != "momentum" and name != "exp_avg" and value.min() < 0):
-                raise ValueError("its optimiser's state is not a number that can be")
+                raise ValueError("its optimiser's state holds impossible numbers")
         if "step" in names and state[i]["step"].item() != min(iteration, 1 << 24):  # where float32 stops counting
             raise ValueError("its optimiser has made another number of steps")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -22,10 +22,10 @@ class Parallel:
     def __init__(self):
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         self.local_rank = int(os.environ.get("LOCAL_RANK", 0))
-        self.main = self.rank == 0  # which alone writes files
+        self.main = self.rank == 0  # the only one that writes files
 
     def start(self, device: torch.device) -> torch.device:
-        """Meets the other processes: by gloo on CPUs, by NCCL on GPUs, one for each process of a machine."""
+        """Joins the other processes, by gloo on CPUs or NCCL on GPUs; returns the device, a GPU for each process."""
         if self.world == 1:
             return device
         if device.type == "cuda":
@@ -59,7 +59,7 @@ def accumulate(module: nn.Module, last: bool):
 
 @contextmanager
 def end_together(parallel: Parallel) -> Iterator[None]:
-    """Says in one line that another process is gone, and leaves the group in the end."""
+    """Leaves the group at the end. Raises UserError in place of the error that the death of another process causes."""
     try:
         yield
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""last.pt: all that an interrupted run needs to go on as if it had never stopped."""
+"""last.pt: everything that an interrupted run needs to go on as if it had never stopped."""
 
 import math
 from dataclasses import asdict
@@ -8,7 +8,7 @@ from cli import UserError
 from device import choose_dtype
 from model import GPT, load_checkpoint, save_checkpoint
 from optim import load_state
-from runlog import LOG_FIELDS
+from runlog import EVALUATION_FIELDS, LOG_FIELDS, WHOLE_FIELDS
 
 SAME_ON_RESUME = [  # flags, and fields of the model's configuration
     *("n_layer", "n_head", "n_embd", "dropout", "no_pos", "no_res", "max_seq_len", "windows", "batchsize", "seed"),
@@ -32,7 +32,10 @@ def save_last(trainer) -> None:
 
 
 def resume(trainer) -> None:
-    """Takes up the state in last.pt. Raises UserError if it is not of the same settings or the same corpus."""
+    """Restores the state in last.pt.
+
+    Raises UserError if it is damaged, has other settings or another vocabulary, or has reached --iters already.
+    """
     path, args = trainer.folder / "last.pt", trainer.args
     model, vocabulary, checkpoint = load_checkpoint(path, trainer.device)
     if vocabulary.chars != trainer.vocabulary.chars:
@@ -52,14 +55,14 @@ def resume(trainer) -> None:
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} cannot be resumed from ({error!r}): start again with --overwrite") from None
     last = trainer.rows[-1] if trainer.rows else {"iter": 0}
-    whole = {*LOG_FIELDS[-4 if trainer.by_poem else -2 :]}  # measured at the end of a run
-    finished = last["iter"] == trainer.iteration and whole <= last.keys()
+    needed = {*WHOLE_FIELDS} if trainer.by_poem else {"stream_val_loss", "stream_perplexity"}
+    finished = last["iter"] == trainer.iteration and needed <= last.keys()
     if args.iters < trainer.iteration or (args.iters == trainer.iteration and not finished):
         raise UserError(f"--iters {args.iters}: {path} is at iteration {trainer.iteration} already; give more")
 
 
 def restore(trainer, model: GPT, checkpoint: dict) -> None:
-    """Puts weights, optimisers and number type back as they were in the checkpoint."""
+    """Puts weights, optimisers and dtype back as they were in the checkpoint. Raises ValueError if they do not fit."""
     trainer.model.load_state_dict(model.state_dict())
     if trainer.average is not None:
         trainer.average.load_state_dict(checkpoint["average"])
@@ -68,7 +71,7 @@ def restore(trainer, model: GPT, checkpoint: dict) -> None:
     for optimizer, state in zip(trainer.optimizers, checkpoint["optimizers"], strict=True):
         load_state(optimizer, state, trainer.iteration)
     trainer.scaler.load_state_dict(checkpoint["scaler"])
-    if trainer.auto_dtype:  # the measurement might come out otherwise this time
+    if trainer.auto_dtype:  # the measurement might come out differently this time
         trainer.args.dtype = checkpoint["args"]["dtype"]
         if trainer.args.dtype not in ("float32", "bfloat16"):
             raise ValueError("it has no valid dtype")
@@ -76,7 +79,7 @@ def restore(trainer, model: GPT, checkpoint: dict) -> None:
 
 
 def check_progress(checkpoint: dict) -> None:
-    """Raises ValueError unless a checkpoint tells of a run that can be: how far it came, and what it logged by then."""
+    """Raises ValueError for progress that no run can have made, and for a log that it cannot have written by then."""
     iteration, seconds, recent = (checkpoint[name] for name in ("iteration", "seconds", "recent"))
     if type(iteration) is not int or not 0 < iteration <= 10**9:
         raise ValueError("it has no valid iteration")
@@ -86,7 +89,7 @@ def check_progress(checkpoint: dict) -> None:
         raise ValueError("it has no valid best loss")
     if type(recent) is not list or not all(type(loss) is float and math.isfinite(loss) for loss in recent):
         raise ValueError("it has no valid recent losses")
-    rows, needed = checkpoint["rows"], set(LOG_FIELDS[:8])
+    rows, needed = checkpoint["rows"], set(EVALUATION_FIELDS)
     if type(rows) is not list or not all(type(row) is dict and needed <= row.keys() <= set(LOG_FIELDS) for row in rows):
         raise ValueError("its rows are not a log")
     if any(type(value) is not float for row in rows for name, value in row.items() if name != "iter"):

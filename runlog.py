@@ -1,4 +1,4 @@
-"""The folder of a training run, and what it tells: config.json, log.csv, its curves drawn and for TensorBoard."""
+"""The folder of a training run: config.json, log.csv, and its curves, as a picture and for TensorBoard."""
 
 import csv
 import glob
@@ -17,7 +17,7 @@ from fonts import find
 RUN_FILES = ["log.csv", "loss&perplexity.jpg", "best.pt", "last.pt", "result.json"]  # and config.json
 EVENTS = "events.out.tfevents.*"  # the names of TensorBoard's files
 
-LOG_FIELDS = [
+EVALUATION_FIELDS = [
     "iter",
     "lr",
     "train_loss",
@@ -26,15 +26,13 @@ LOG_FIELDS = [
     "val_perplexity",
     "grad_norm",
     "tokens_per_second",
-    "poem_val_loss",
-    "poem_perplexity",
-    "stream_val_loss",
-    "stream_perplexity",
 ]
+WHOLE_FIELDS = ["poem_val_loss", "poem_perplexity", "stream_val_loss", "stream_perplexity"]  # at the end of a run
+LOG_FIELDS = [*EVALUATION_FIELDS, *WHOLE_FIELDS]
 
 
 def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Raises UserError if the folder holds a run that was not asked for, or none where one was."""
+    """Raises UserError if there is no run to resume, or one that would be overwritten unasked."""
     found = [name for name in RUN_FILES if (folder / name).exists()]
     if resume and "last.pt" not in found:
         raise UserError(f"nothing to resume: no last.pt in {folder}")
@@ -43,9 +41,9 @@ def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
 
 
 def begin_folder(folder: Path, resume: bool, settings: dict, data_root: Path) -> None:
-    """Makes the run's folder, writes config.json and, unless the run goes on, removes what an earlier one has left.
+    """Makes the run's folder, writes config.json and, unless the run goes on, removes what an earlier one left.
 
-    Half-written files, of a run that was killed, are removed in any case.
+    The half-written files of a run that was killed are removed in any case.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in [*RUN_FILES, "config.json"]:
@@ -61,7 +59,7 @@ def begin_folder(folder: Path, resume: bool, settings: dict, data_root: Path) ->
 
 
 def provenance(data_root: Path) -> dict:
-    """What a result depends on beside the settings: the corpus, the code, the versions of what it runs on."""
+    """What a result depends on besides the settings: the corpus, the code, and the versions of what it runs on."""
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     found = {"versions": versions, "machine": platform.machine(), "threads": torch.get_num_threads()}
     if (data_root / "input.txt").is_file():
@@ -78,7 +76,7 @@ def provenance(data_root: Path) -> dict:
 
 
 def sha256(file) -> str:
-    """Of a binary file, in bounded memory. (hashlib.file_digest is newer than Python 3.10.)"""
+    """The SHA-256 of a binary file, in bounded memory. (hashlib.file_digest is newer than Python 3.10.)"""
     digest = hashlib.sha256()
     while block := file.read(1 << 20):
         digest.update(block)
@@ -86,6 +84,7 @@ def sha256(file) -> str:
 
 
 def log_line(row: dict) -> str:
+    """A row of the log as a line for the terminal."""
     return (
         f"iter {row['iter']:6d} | loss {row['train_loss']:.4f} | val loss {row['val_loss']:.4f} | "
         f"perplexity {row['train_perplexity']:7.1f} | val perplexity {row['val_perplexity']:7.1f} | "
@@ -94,6 +93,7 @@ def log_line(row: dict) -> str:
 
 
 def write_log(path: Path, rows: list[dict]) -> None:
+    """Writes the rows as log.csv, numbers with six digits; a field that a row lacks is an empty cell."""
     with atomic_write(path, "w") as file:
         writer = csv.DictWriter(file, LOG_FIELDS, lineterminator="\n")
         writer.writeheader()
@@ -114,7 +114,7 @@ class TensorBoard:
         self.folder, self.new_writer, self.writer = folder, SummaryWriter, None
 
     def add(self, row: dict) -> None:
-        """One evaluation. What an earlier process has logged from this iteration on is replaced, of a killed run."""
+        """Logs an evaluation. What a process that was killed had logged from this iteration on is replaced."""
         if self.writer is None:
             self.writer = self.new_writer(str(self.folder), purge_step=row["iter"])
         for name, value in row.items():
@@ -136,7 +136,7 @@ def read_log(path: Path) -> list[dict]:
 
 def plot_curves(runs: dict[str, list[dict]], path: Path) -> None:
     """Draws loss and perplexity, training dashed and validation solid, of {name of a run: rows of its log}."""
-    from matplotlib import rc_context  # here, for it takes a while
+    from matplotlib import rc_context  # here, for the import takes a while
 
     if all(map(str.isascii, runs)):
         _draw_curves(runs, path)

@@ -3,15 +3,15 @@
 Writes into CKPT_PATH:
 
   best.pt, last.pt      the model with the lowest validation loss, and the state to --resume from
-  log.csv               a line an evaluation: loss, perplexity, learning rate, gradient norm, speed
+  log.csv               a line for each evaluation: loss, perplexity, learning rate, gradient norm, speed
   loss&perplexity.jpg   the same as curves, redrawn at every evaluation
   config.json           the settings of the run
   events.out.tfevents.* the log for TensorBoard, with --tensorboard
   result.json           the losses over the whole validation split, and the cost of the run
 
-Perplexity is e^loss: among how many equally likely characters the model is, on average, undecided.
+Perplexity is e^loss: the number of equally likely characters that would leave one as uncertain as the model is.
 
-Several processes train one model together, with the same result: torchrun --standalone --nproc_per_node=2 train.py
+Several processes can train one model together, with the same result: torchrun --standalone --nproc_per_node=2 train.py
 """
 
 import json
@@ -34,12 +34,12 @@ from optim import make_optimizers, schedule
 from parallel import Parallel, accumulate, end_together
 from prepare import DEFAULT_DATA_ROOT, load_dataset
 from resume import resume, save_last
-from runlog import LOG_FIELDS, TensorBoard, begin_folder, check_folder, log_line, plot_curves, write_log
+from runlog import WHOLE_FIELDS, TensorBoard, begin_folder, check_folder, log_line, plot_curves, write_log
 from windows import Batches, Measures, PoemWindows, Windows, title_ids, use_poem_windows
 
 
 class Trainer:
-    """One run: the model and all that changes while it trains. Its state goes into last.pt and comes from there."""
+    """One run: the model and all that changes while it trains. resume.py saves this state and restores it."""
 
     def __init__(self, args):
         self.args = args
@@ -61,7 +61,7 @@ class Trainer:
         poems = PoemWindows.of(train_tokens, title, args.max_seq_len)
         self.measures = Measures(val_tokens, PoemWindows.of(val_tokens, title, args.max_seq_len), args.batchsize)
         self.by_poem = use_poem_windows(args.windows, len(poems), len(self.measures.poems))
-        args.windows = "poem" if self.by_poem else "stream"  # so that the files of the run tell what "auto" was
+        args.windows = "poem" if self.by_poem else "stream"  # so that the files of the run tell what "auto" meant
         args.dtype = str(self.dtype).removeprefix("torch.")
         windows = Windows(train_tokens, args.max_seq_len, args.seed, poems if self.by_poem else None)
         self.batches = Batches(windows, args.batchsize, self.device)
@@ -70,7 +70,7 @@ class Trainer:
         self.model = GPT(config).to(self.device)
         self.training_loss = TrainingLoss(self.model, self.dtype, args.compile)
         self.loss = self.parallel.wrap(self.training_loss)
-        # float16 has so small a range that gradients are scaled up, and steps left out when that was too much
+        # float16 has so small a range that gradients are scaled up; a step in which they overflow is skipped
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.optimizers = make_optimizers(self.model, args.lr, args.muon_lr, args.weight_decay, args.optimizer)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
@@ -86,8 +86,13 @@ class Trainer:
         """What is measured and kept as best.pt: the moving average of the weights if --ema asks for it."""
         return self.model if self.average is None else self.average.module
 
+    @property
+    def tokens(self) -> int:
+        """How many tokens the model has been trained on."""
+        return self.iteration * self.args.batchsize * self.args.max_seq_len
+
     def step(self) -> tuple[float, float]:
-        """One iteration; returns its loss and the norm of its gradient. Raises UserError if the loss is not finite."""
+        """One iteration. Returns its loss and the norm of its gradient; raises UserError if one is not finite."""
         start = time.perf_counter()
         rate = schedule(self.iteration, self.args.iters, self.args.warmup_iters)
         for optimizer in self.optimizers:
@@ -117,7 +122,7 @@ class Trainer:
         return value, norm
 
     def backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> float:
-        """Adds the gradient of the batch's mean loss, and returns this process's part of that.
+        """Adds the gradient of the mean loss of a batch (B, L), and returns this process's part of that loss.
 
         Each piece of the batch, of this process or another, counts by its number of targets.
         """
@@ -138,7 +143,6 @@ class Trainer:
         measure = self.measures.poem_loss if self.by_poem else self.measures.stream_loss
         val_loss = measure(self.result_model, windows)
         train_loss = sum(self.recent) / len(self.recent)
-        tokens = self.args.batchsize * self.args.max_seq_len
         row = {
             "iter": self.iteration,
             "lr": self.optimizers[0].param_groups[0]["lr"],
@@ -147,7 +151,7 @@ class Trainer:
             "val_loss": val_loss,
             "val_perplexity": perplexity(val_loss),
             "grad_norm": norm,
-            "tokens_per_second": tokens * self.iteration / self.seconds,
+            "tokens_per_second": self.tokens / self.seconds,
         }
         if self.iteration == self.args.iters:
             row.update(self.measures.whole(self.result_model))
@@ -165,17 +169,17 @@ class Trainer:
         return row
 
     def result(self) -> dict:
-        """The losses over the whole validation split, and the cost of the run. best.pt is measured, and last.pt.
+        """The losses of best.pt and of last.pt over the whole validation split, and the cost of the run.
 
-        val_loss without more is the measure that the run trains for: of poems, or of the stream.
+        best_val_loss and final_val_loss are measured on windows as in training, of poems or of the stream; the other
+        losses are those of best.pt. Raises UserError if best.pt is of another run.
         """
         best_model, vocabulary, checkpoint = load_checkpoint(self.folder / "best.pt", self.device)
         if best_model.config != self.model.config or vocabulary.chars != self.vocabulary.chars:
             raise UserError(f"{self.folder / 'best.pt'} is of another run than last.pt: start again with --overwrite")
-        final = {name: value for name, value in self.rows[-1].items() if name in LOG_FIELDS[-4:]}
+        final = {name: value for name, value in self.rows[-1].items() if name in WHOLE_FIELDS}
         best = final if checkpoint.get("iteration") == self.iteration else self.measures.whole(best_model)
         own = "poem" if self.by_poem else "stream"
-        tokens = self.iteration * self.args.batchsize * self.args.max_seq_len
         return {
             "windows": own,
             "best_val_loss": best[f"{own}_val_loss"],
@@ -184,14 +188,14 @@ class Trainer:
             "final_perplexity": final[f"{own}_perplexity"],
             **best,
             "iters": self.iteration,
-            "tokens": tokens,
+            "tokens": self.tokens,
             "seconds": self.seconds,
-            "tokens_per_second": tokens / self.seconds,
+            "tokens_per_second": self.tokens / self.seconds,
             "parameters": self.model.num_parameters(),
         }
 
     def train(self) -> None:
-        """Runs from the present iteration to args.iters; Ctrl-C ends it after an iteration, with its state saved."""
+        """Trains up to args.iters. On Ctrl-C or SIGTERM, ends the iteration, saves its state and raises Interrupted."""
         args, main = self.args, self.parallel.main
         quiet = None if main else True  # None: a bar on a terminal only
         bar = tqdm(total=args.iters, initial=self.iteration, desc="training", unit="it", disable=quiet)
@@ -201,7 +205,7 @@ class Trainer:
                 loss, norm = self.step()
                 bar.update()
                 if self.iteration % 10 == 0:
-                    speed = args.batchsize * args.max_seq_len * self.iteration / self.seconds
+                    speed = self.tokens / self.seconds
                     bar.set_postfix_str(f"loss {loss:.3f}, perplexity {perplexity(loss):.0f}, {speed:,.0f} tokens/s")
                 if main and (self.iteration % args.eval_interval == 0 or self.iteration == args.iters):
                     bar.write(log_line(self.evaluate(norm)))
@@ -212,6 +216,7 @@ class Trainer:
                     raise Interrupted(self.signal)
 
     def note(self, number: int) -> None:
+        """Remembers a signal until the iteration ends."""
         self.signal = number
 
 
@@ -228,57 +233,63 @@ MODEL_HELP = "sizes, which the next four flags override: " + "; ".join(
 )
 WINDOWS_HELP = "where samples begin: at title lines (poem), anywhere (stream); auto: poem if the text has +++ titles"
 OPTIMIZER_HELP = "muon: Muon for the layers' matrices, AdamW for the rest; adamw: AdamW for all (then use --lr 0.003)"
-EMA_HELP = "measure and keep a moving average of the weights that forgets 1-EMA of itself at each iteration; 0: none"
-ACCUM_HELP = "compute each batch in so many parts, one after another: the same result, in less memory"
-DTYPE_HELP = "type of the large products; auto: bfloat16 where a short measurement finds it faster"
+EMA_HELP = "decay of an exponential moving average of the weights, which then is measured and kept; 0: no average"
+ACCUM_HELP = "compute each batch in this many parts, one after another: the same result, in less memory"
+DTYPE_HELP = "type of the large products; auto: bfloat16 on GPUs that have it and on CPUs that are faster with it"
+POSITIVE, SIZE, RATE = number(int, 1, 10**9), number(int, 1, 10**6), number(float, 0, 1e6)
 
 
 def parse_args(args=None):
+    """The command line, or the words in `args`, as a namespace."""
     parser = ArgumentParser(__doc__)
-    positive, size, rate = number(int, 1, 10**9), number(int, 1, 10**6), number(float, 0, 1e6)
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
     parser.add_argument("--ckpt_path", default="workdirs/quansongci", help="the folder for this run's files")
     parser.add_argument("--resume", action="store_true", help="go on with the run in CKPT_PATH")
-    parser.add_argument("--overwrite", action="store_true", help="start anew in CKPT_PATH, the run in it is lost")
+    parser.add_argument("--overwrite", action="store_true", help="start afresh in CKPT_PATH; the run in it is lost")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to compute")
     parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=1, help="of weights, windows and dropout")
 
-    group = parser.add_argument_group("model")
-    group.add_argument("--model", default="mini", choices=PRESETS, help=MODEL_HELP)
-    group.add_argument("--n_layer", type=size, help="number of transformer layers")
-    group.add_argument("--n_head", type=size, help="number of attention heads h in a layer")
-    group.add_argument("--n_embd", type=size, help="feature channels C, a multiple of the heads")
-    group.add_argument("--dropout", type=number(float, 0, below=1), help="share of activations dropped in training")
-    group.add_argument("--max_seq_len", type=size, default=64, help="length L of the sequences")
-    group.add_argument("--no_pos", action="store_true", help="leave out the position embedding")
-    group.add_argument("--no_res", action="store_true", help="leave out the residual connections")
-
-    group = parser.add_argument_group("training")
-    group.add_argument(
-        "--iters",
-        type=positive,
-        default=2000,
-        help="number of iterations; may be raised on --resume, the rates then fall to 0 at the new end",
-    )
-    group.add_argument("--batchsize", type=size, default=16, help="sequences B in an iteration")
-    group.add_argument("--accum", type=size, default=1, help=ACCUM_HELP)
-    group.add_argument("--windows", default="auto", choices=["auto", "poem", "stream"], help=WINDOWS_HELP)
-    group.add_argument("--optimizer", default="muon", choices=["adamw", "muon"], help=OPTIMIZER_HELP)
-    group.add_argument("--lr", type=rate, default=0.01, help="AdamW's learning rate at its highest")
-    group.add_argument("--muon_lr", type=rate, default=0.008, help="Muon's learning rate at its highest")
-    group.add_argument("--warmup_iters", type=number(int, 0), default=100, help="iterations of linear warm-up")
-    group.add_argument("--weight_decay", type=rate, default=0.1, help="of the weight matrices")
-    group.add_argument("--grad_clip", type=rate, default=1.0, help="largest norm of the gradient; 0: any")
-    group.add_argument("--ema", type=number(float, 0, below=1), default=0.0, help=EMA_HELP)
-    group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help=DTYPE_HELP)
-    group.add_argument("--compile", action="store_true", help="torch.compile the model: slow to start, then faster")
-    group.add_argument("--eval_interval", type=positive, default=100, help="iterations between evaluations")
-    group.add_argument("--eval_iters", type=positive, default=10, help="batches of validation text in an evaluation")
-    group.add_argument("--tensorboard", action="store_true", help="log for TensorBoard too, into CKPT_PATH")
+    add_model_flags(parser.add_argument_group("model"))
+    add_training_flags(parser.add_argument_group("training"))
     args = parser.parse_args(args)
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite exclude each other")
     return args
+
+
+def add_model_flags(group) -> None:
+    group.add_argument("--model", default="mini", choices=PRESETS, help=MODEL_HELP)
+    group.add_argument("--n_layer", type=SIZE, help="number of transformer layers")
+    group.add_argument("--n_head", type=SIZE, help="number of attention heads h in a layer")
+    group.add_argument("--n_embd", type=SIZE, help="number of feature channels C, a multiple of h")
+    group.add_argument("--dropout", type=number(float, 0, below=1), help="probability that an activation is dropped")
+    group.add_argument("--max_seq_len", type=SIZE, default=64, help="length L of the sequences")
+    group.add_argument("--no_pos", action="store_true", help="leave out the position embedding")
+    group.add_argument("--no_res", action="store_true", help="leave out the residual connections")
+
+
+def add_training_flags(group) -> None:
+    group.add_argument(
+        "--iters",
+        type=POSITIVE,
+        default=2000,
+        help="number of iterations; may be raised on --resume: the learning rates then fall to 0 at the new end",
+    )
+    group.add_argument("--batchsize", type=SIZE, default=16, help="sequences in a batch, B")
+    group.add_argument("--accum", type=SIZE, default=1, help=ACCUM_HELP)
+    group.add_argument("--windows", default="auto", choices=["auto", "poem", "stream"], help=WINDOWS_HELP)
+    group.add_argument("--optimizer", default="muon", choices=["adamw", "muon"], help=OPTIMIZER_HELP)
+    group.add_argument("--lr", type=RATE, default=0.01, help="AdamW's highest learning rate")
+    group.add_argument("--muon_lr", type=RATE, default=0.008, help="Muon's highest learning rate")
+    group.add_argument("--warmup_iters", type=number(int, 0), default=100, help="iterations of linear warm-up")
+    group.add_argument("--weight_decay", type=RATE, default=0.1, help="weight decay of the matrices")
+    group.add_argument("--grad_clip", type=RATE, default=1.0, help="clip the gradient at this norm; 0: never")
+    group.add_argument("--ema", type=number(float, 0, below=1), default=0.0, help=EMA_HELP)
+    group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help=DTYPE_HELP)
+    group.add_argument("--compile", action="store_true", help="torch.compile the model: slow to start, then faster")
+    group.add_argument("--eval_interval", type=POSITIVE, default=100, help="iterations between evaluations")
+    group.add_argument("--eval_iters", type=POSITIVE, default=10, help="batches of validation text per evaluation")
+    group.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard, into CKPT_PATH")
 
 
 def main() -> None:
@@ -290,7 +301,7 @@ def main() -> None:
 
 
 def train_in(trainer: Trainer) -> None:
-    """A whole run in its folder; of several processes, the first alone writes and reports."""
+    """A whole run in its folder; of several processes, only the first writes and reports."""
     args, main = trainer.args, trainer.parallel.main
     if main:
         check_folder(trainer.folder, args.resume, args.overwrite)

@@ -26,7 +26,7 @@ def title_ids(vocabulary: Vocabulary) -> tuple[int, ...]:
 
 
 def poem_starts(tokens: np.ndarray, title: tuple[int, ...], block: int = 1 << 22) -> np.ndarray:
-    """The places in `tokens` where a title line begins; looked for block by block, in bounded memory."""
+    """The places (n,) in `tokens` where a title line begins, looked for block by block, in bounded memory."""
     if not title or len(tokens) < len(title):
         return np.zeros(0, dtype=np.int64)
     newline, *mark = title
@@ -46,11 +46,12 @@ class PoemWindows:
     """The windows of all the poems in a text, as arrays of the same length."""
 
     start: np.ndarray  # place of the first input
-    scored: np.ndarray  # how many of the first predictions an earlier window of the poem has made already
+    scored: np.ndarray  # how many of its first predictions an earlier window of the poem has already made
     length: np.ndarray  # how many predictions belong to the poem; what comes after them is the next poem
 
     @classmethod
     def of(cls, tokens: np.ndarray, title: tuple[int, ...], seq_len: int) -> "PoemWindows":
+        """tokens: (n,) ids; title: as from title_ids()."""
         starts = poem_starts(tokens, title)
         ends = np.append(starts, len(tokens))[1:]
         half = max(1, seq_len // 2)
@@ -113,10 +114,11 @@ class Measures:
         return poem_loss(model, self.tokens, self.poems[np.arange(count) * total // count], self.batchsize)
 
     def stream_loss(self, model: GPT, max_windows: int | None = None) -> float:
+        """Mean loss of the stream, or of max_windows windows evenly spread over it."""
         return stream_loss(model, self.tokens, self.batchsize, max_windows)
 
     def whole(self, model: GPT) -> dict[str, float]:
-        """Both measures over the whole split, and their perplexities; that of poems is left out if there are none."""
+        """Both measures over the whole split, and their perplexities; those of poems are left out if there are none."""
         losses = {"stream": self.stream_loss(model)}
         if len(self.poems):
             losses["poem"] = self.poem_loss(model)
@@ -145,13 +147,16 @@ def stack_windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> tuple[
 
 
 def use_poem_windows(wanted: str, train_poems: int, val_poems: int) -> bool:
-    """What --windows means for a text with so many poems. Raises UserError if it asks for poems and there are none."""
+    """Whether to train on windows of poems: --windows, or for auto whether both splits have poems.
+
+    Raises UserError if it asks for poems and there are none.
+    """
     if wanted == "poem" and not (train_poems and val_poems):
-        raise UserError("--windows poem: this text has no +++ titles in both splits; use --windows stream")
+        raise UserError("--windows poem: this text does not have +++ titles in both splits; use --windows stream")
     return wanted != "stream" and train_poems > 0 and val_poems > 0
 
 
-LATER_SHARE = 0.1  # of the poems' later windows that an epoch takes; see docs/results.md
+LATER_SHARE = 0.1  # the share of the poems' later windows that an epoch takes; see docs/results.md
 
 
 class Windows:
@@ -160,6 +165,7 @@ class Windows:
     Stream windows are cut anew in each epoch, at a fresh offset. Of poems, an epoch takes all first windows and a share
     of the later ones, drawn anew, since every text begins with a first one. All is a function of the seed and the
     sample's number, so a resumed run needs no more than its iteration.
+    Raises UserError for a text shorter than a window.
     """
 
     def __init__(self, tokens: np.ndarray, seq_len: int, seed: int, poems: PoemWindows | None = None):
@@ -204,6 +210,7 @@ class Batches:
         return self.windows.batch(iteration, self.batchsize)
 
     def prefetch(self, iteration: int) -> None:
+        """Makes the batch of the iteration now, if it is for a GPU."""
         if self.ahead:
             inputs, targets = self.windows.batch(iteration, self.batchsize)
             if torch.cuda.is_available():

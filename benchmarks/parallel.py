@@ -1,4 +1,4 @@
-"""How the time of a data-parallel step splits, and how it would scale: a measurement here, and a calculation on paper.
+"""Where the time of a data-parallel step goes, and how it would scale: a measurement, and a calculation on paper.
 
 Measured with one process and with two on this machine (gloo, one thread each): gradients with their exchange and
 without, and the optimisers. The calculation: a ring all-reduce moves 2 (N-1)/N of the gradients' bytes through each
@@ -61,7 +61,7 @@ def measured(processes: int, args) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flags", default="", help="flags of train.py")
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=40, help="steps to measure")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:

@@ -22,7 +22,6 @@ import torch
 from training import first_64
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import optim
 import train
 import windows
 from loss import IGNORE
@@ -78,11 +77,11 @@ def one(name: str, seed: int, args) -> dict:
     flags, patches = CHANGES[name]
     windows.LATER_SHARE = patches.get("later", windows.LATER_SHARE)
     if patches.get("schedule"):
-        train.schedule = optim.schedule = cosine
+        train.schedule = cosine
     folder = Path(args.out) / f"{re.sub(r'[^a-zA-Z0-9.]+', '_', name)}-{seed}"
     flags = ["--data_root", args.data_root, "--ckpt_path", str(folder), "--seed", str(seed), *flags]
     trainer = train.Trainer(train.parse_args([*flags, "--iters", str(args.iters)]))
-    val, title = trainer.val_tokens, title_ids(trainer.vocabulary)
+    val, title = trainer.measures.tokens, title_ids(trainer.vocabulary)
     if patches.get("keep_title"):
         windows.stack_windows_plain = windows.stack_windows
         of_train, of_val = TitleKept(trainer.batches.windows.tokens, title), TitleKept(val, title)
@@ -115,11 +114,11 @@ def table(results: dict[str, dict[int, dict]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_root", default=train.DEFAULT_DATA_ROOT)
+    parser.add_argument("--data_root", default=train.DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
     parser.add_argument("--out", default="workdirs/recipe", help="folder for the runs' losses")
     parser.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES), help="these changes")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--iters", type=int, default=2000)
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each change")
+    parser.add_argument("--iters", type=int, default=2000, help="iterations of a run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()

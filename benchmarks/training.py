@@ -4,7 +4,7 @@ The yardstick is transformers' GPT2LMHeadModel of the same size in float32, trai
 1e-3 → 1e-4 by a cosine after 100 steps of warm-up, betas 0.9 and 0.99, weight decay 0.1 on matrices, gradients clipped
 at 1.0, windows drawn at random with replacement.
 
-  speed     tokens a second, in turns in one process, and the share of the machine's matmul peak
+  speed     tokens a second, in turns, each in a process of its own, and the share of the machine's matmul peak
   quality   losses after a whole run of each, and when ours reaches the yardstick's last one (minutes a run)
   growth    time of an iteration and memory against batch size, window and preset (each in a process of its own)
   profile   where the time of an iteration goes
@@ -160,7 +160,7 @@ def quality(args) -> None:
 
 
 def worker(connection, name: str, data_root: str) -> None:
-    """A process of its own for each run, since keep_large_blocks() holds for a whole process: times what it is sent."""
+    """Times as many steps as asked for. Each run has its own process, for keep_large_blocks() changes the whole one."""
     if name != "yardstick":
         keep_large_blocks()
     trainer = trainer_by_name(name, data_root, 1, 10_000)

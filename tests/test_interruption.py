@@ -12,6 +12,7 @@ import pytest
 from conftest import QUICK, ROOT, TINY, assert_same_run, train_tiny
 
 import cli
+import model
 import train
 from model import load_checkpoint
 from runlog import read_log
@@ -42,6 +43,32 @@ def test_sixty_iterations_with_a_stop_at_23_are_sixty(data_root, straight, tmp_p
     assert load_checkpoint(folder / "last.pt")[2]["iteration"] in (23, 24)
     train_tiny(data_root, folder, *FLAGS, "--resume")
     assert_same_run(folder, straight)
+
+
+@pytest.mark.parametrize("name", ["best.pt", "last.pt"])
+def test_a_run_that_ends_between_its_checkpoints_has_the_best_model_in_the_end(data_root, tmp_path, monkeypatch, name):
+    """Where the second of three evaluations is said to be the best, and one of its two files is not written."""
+    step, measure, write, now = train.Trainer.step, train.Measures.poem_loss, model.atomic_write, []
+    losses = {4: 3.0, 8: 2.0, 12: 2.5}
+
+    def remember(self):
+        result = step(self)
+        now[:] = [self.iteration]
+        return result
+
+    def end(path):
+        if path.name == name and now == [8]:
+            raise KeyboardInterrupt
+        return write(path)
+
+    monkeypatch.setattr(train.Trainer, "step", remember)
+    monkeypatch.setattr(train.Measures, "poem_loss", lambda self, m, n=None: losses[now[0]] if n else measure(self, m))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model, "atomic_write", end)
+        train_tiny(data_root, tmp_path / "run")
+    train_tiny(data_root, tmp_path / "run", "--resume")
+    best = load_checkpoint(tmp_path / "run" / "best.pt")[2]
+    assert (best["iteration"], best["val_loss"]) == (8, 2.0)
 
 
 def child(action) -> int:

@@ -3,8 +3,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from test_model import SIZES, make, token_ids
 
-from loss import IGNORE, head_loss, perplexity
+from loss import IGNORE, TrainingLoss, head_loss, perplexity
 
 
 def problem(rows=40, C=12, V=50):
@@ -51,4 +52,17 @@ def test_a_certain_mistake_is_a_finite_loss():
 
 
 def test_perplexity_is_e_to_the_loss():
+    assert math.isclose(perplexity(700), math.exp(700))
     assert perplexity(0) == 1 and math.isclose(perplexity(math.log(50)), 50) and perplexity(1e9) == math.inf
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_and_head_compute_in_the_type_asked_for(dtype, monkeypatch):
+    model, seen = make(SIZES[0]), []
+    model.layers[0].attention.qkv.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    monkeypatch.setattr("loss.head_loss", lambda *arguments: seen.append(arguments[3]) or head_loss(*arguments))
+    U = token_ids(model.config)
+    value = TrainingLoss(model, dtype)(U, U)
+    assert seen == [dtype, dtype] and value.dtype == torch.float32
+    expected = F.cross_entropy(model(U)[0].flatten(0, 1), U.flatten())
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5 if dtype == torch.float32 else 2e-2)

@@ -13,6 +13,7 @@ from model import (
     MultiHeadAttention,
     attention,
     load_checkpoint,
+    load_model,
     save_checkpoint,
 )
 from prepare import Vocabulary
@@ -200,6 +201,41 @@ def test_dropout_acts_in_training_only():
     assert not torch.allclose(model(U)[0], model(U)[0])
 
 
+def test_dropout_acts_where_gpt2_drops(monkeypatch):
+    """On the embeddings; in each layer on the attention weights, and on the outputs of attention and feed-forward."""
+    model = make(dataclasses.replace(SIZES[1], dropout=0.3)).train()
+    other, dropped, fused = as_transformers(model).train(), [], []
+    dropout, attend = F.dropout, F.scaled_dot_product_attention
+
+    def spy(x, p=0.5, training=True, inplace=False):
+        if p and training:
+            dropped.append((tuple(x.shape), p))
+        return dropout(x, p, training, inplace)
+
+    monkeypatch.setattr(F, "dropout", spy)
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda q, k, v, mask, p: fused.append(p) or attend(q, k, v, mask, p)
+    )
+    U = token_ids(model.config)
+    other(U)
+    expected = [(shape, 0.3) for shape, _ in dropped]
+    dropped.clear()
+    model(U, need_weights=True)
+    assert dropped == expected and len(expected) == 1 + 3 * model.config.n_layer
+    model(U)
+    assert fused == [0.3] * model.config.n_layer
+
+
+def test_the_weights_begin_as_gpt2s_do():
+    config = SIZES[2]
+    torch.manual_seed(0)
+    ours = as_transformers(GPT(config))
+    theirs = GPT2LMHeadModel(ours.config).state_dict()
+    for name, weight in ours.state_dict().items():
+        assert weight.std().item() == pytest.approx(theirs[name].std().item(), rel=0.05), name
+        assert weight.mean().item() == pytest.approx(theirs[name].mean().item(), abs=0.001), name
+
+
 def test_the_head_is_the_token_embedding():
     config = SIZES[2]
     C, V, L, n = config.n_embd, config.vocab_size, config.max_seq_len, config.n_layer
@@ -222,6 +258,14 @@ def test_a_checkpoint_brings_back_the_model_and_its_vocabulary(tmp_path):
         assert torch.equal(loaded.eval()(U)[0], model(U)[0])
         assert loaded.config == config and loaded_vocabulary == vocabulary and checkpoint["iteration"] == 3
         assert loaded.head.weight is loaded.token_embedding.weight
+
+
+def test_the_model_of_a_run_drops_nothing(tmp_path):
+    model = make(dataclasses.replace(SIZES[0], dropout=0.5))
+    save_checkpoint(tmp_path / "best.pt", model, Vocabulary("".join(map(chr, range(50, 100)))))
+    loaded, _ = load_model(tmp_path)
+    U = token_ids(model.config)
+    assert not loaded.training and torch.equal(loaded(U)[0], model(U)[0])
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Training by several processes: real ones, started by torchrun."""
 
+import contextlib
 import os
 import re
 import signal
@@ -12,8 +13,9 @@ import torch
 from conftest import ROOT, TINY, train_tiny
 
 import train
+from cli import UserError
 from model import load_checkpoint
-from parallel import Parallel
+from parallel import Parallel, accumulate, end_together
 from runlog import read_log
 
 FLAGS = [*TINY, "--batchsize", "5", "--device", "cpu", "--iters", "20", "--eval_interval", "4", "--eval_iters", "1"]
@@ -80,6 +82,72 @@ def test_every_row_goes_to_one_process(monkeypatch):
             assert all(1 <= len(share) <= parts for share in shares)
 
 
+def test_on_gpus_each_process_of_a_machine_takes_one(monkeypatch):
+    """The second process of the second machine, which has two."""
+    called = []
+    monkeypatch.setattr(torch.cuda, "set_device", called.append)
+    monkeypatch.setattr(torch.distributed, "init_process_group", called.append)
+    for name, value in {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    parallel = Parallel()
+    assert parallel.start(torch.device("cuda")) == torch.device("cuda", 1)
+    assert called == [torch.device("cuda", 1), "nccl"]
+    assert parallel.start(torch.device("cpu")) == torch.device("cpu") and called[2:] == ["gloo"]
+
+
+def test_only_the_first_process_of_all_machines_writes(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    for rank, main in (("0", True), ("2", False)):
+        monkeypatch.setenv("RANK", rank)
+        assert Parallel().main is main
+
+
+def test_gradients_are_exchanged_once_a_batch():
+    entered = []
+
+    class Exchanging(torch.nn.Module):
+        @contextlib.contextmanager
+        def no_sync(self):
+            entered.append(True)
+            yield
+
+    for last, expected in ((True, []), (False, [True])):
+        with accumulate(Exchanging(), last):
+            pass
+        assert entered == expected
+    with accumulate(torch.nn.Linear(1, 1), last=False):  # of one process
+        pass
+
+
+def test_another_process_that_is_gone_is_told_from_an_error_of_our_own(monkeypatch):
+    for world, error, expected in (
+        ("1", RuntimeError("Connection reset"), RuntimeError),
+        ("2", RuntimeError("Connection closed by peer\nat …"), UserError),
+        ("2", torch.distributed.DistError("gone"), UserError),
+        ("2", RuntimeError("shapes differ"), RuntimeError),
+    ):
+        monkeypatch.setenv("WORLD_SIZE", world)
+        with pytest.raises(expected) as caught, end_together(Parallel()):
+            raise error
+        if expected is UserError:
+            assert "go on with --resume" in str(caught.value) and "\n" not in str(caught.value)
+        else:
+            assert caught.value is error
+
+
+def test_processes_and_iterations_drop_other_activations(data_root, tmp_path, monkeypatch):
+    flags = ["--data_root", str(data_root), "--ckpt_path", str(tmp_path), *FLAGS, "--dropout", "0.5"]
+    seeds = []
+    for seed in ("1", "2"):
+        trainer = train.Trainer(train.parse_args([*flags, "--seed", seed]))
+        trainer.optimizers = []  # a step of nothing but its seed
+        monkeypatch.setattr(trainer, "backward", lambda *batch: seeds.append(torch.initial_seed()) or 1.0)
+        for trainer.parallel.rank in (0, 1):
+            for trainer.iteration in (0, 1, 2):
+                trainer.step()
+    assert len(set(seeds)) == len(seeds) == 12
+
+
 def wait_for(condition, process, seconds: float = 90) -> None:
     end = time.monotonic() + seconds
     while not condition() and process.poll() is None and time.monotonic() < end:
@@ -134,7 +202,7 @@ def test_ctrl_c_stops_all_after_the_same_iteration(data_root, tmp_path):
     assert load_checkpoint(folder / "last.pt")[2]["iteration"] > 0
 
 
-def test_more_processes_than_samples_are_said(data_root, tmp_path, assert_user_error, monkeypatch):
+def test_more_processes_than_samples_are_refused(data_root, tmp_path, assert_user_error, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "6")
     arguments = ["--data_root", data_root, "--ckpt_path", tmp_path / "run", *FLAGS]
     assert_user_error(train, *arguments, words=["--batchsize 5 is less than the 6 processes"])

@@ -15,7 +15,7 @@ from conftest import QUICK, ROOT, TINY, assert_same_run, read_log, run_script, s
 
 import prepare
 import train
-from model import load_model
+from model import load_checkpoint, load_model
 from runlog import LOG_FIELDS, RUN_FILES
 from windows import PoemWindows, poem_loss, stream_loss, title_ids
 
@@ -28,6 +28,8 @@ def test_the_handouts_flags_and_defaults():
     assert (args.batchsize, args.iters, args.max_seq_len, args.no_pos, args.no_res) == (16, 2000, 64, False, False)
     config = train.model_config(args, 100)
     assert (config.n_layer, config.n_head, config.n_embd, config.dropout) == (4, 4, 128, 0.0)
+    config = train.model_config(train.parse_args(["--model", "small"]), 100)
+    assert (config.n_layer, config.n_head, config.n_embd, config.dropout) == (6, 6, 384, 0.2)
     config = train.model_config(train.parse_args(["--model", "small", "--n_layer", "2", "--dropout", "0"]), 100)
     assert (config.n_layer, config.n_head, config.n_embd, config.dropout) == (2, 6, 384, 0.0)
 
@@ -131,6 +133,35 @@ def test_ema_keeps_a_moving_average_of_the_weights(data_root, tmp_path):
     assert best["iteration"] == 3 and best["model"]["norm.bias"].equal(average)
 
 
+def test_best_is_the_checkpoint_with_the_lowest_validation_loss(data_root, tmp_path, monkeypatch):
+    """Where the loss is said to rise again; the losses over the whole split are measured as they are."""
+    measure, said, asked = train.Measures.poem_loss, iter([3.0, 2.0, 2.5]), []
+
+    def pretend(self, model, max_windows=None):
+        if max_windows is None:
+            return measure(self, model)
+        asked.append(max_windows)
+        return next(said)
+
+    monkeypatch.setattr(train.Measures, "poem_loss", pretend)
+    folder = train_tiny(data_root, tmp_path / "run", "--lr", 0.1, "--warmup_iters", 0)
+    assert asked == [2 * 4] * 3  # batches of an evaluation times their size
+    best = torch.load(folder / "best.pt")
+    assert (best["iteration"], best["val_loss"]) == (8, 2.0)
+    assert [float(row["val_loss"]) for row in read_log(folder)] == [3.0, 2.0, 2.5]
+    result, val_tokens = json.loads((folder / "result.json").read_text()), prepare.load_dataset(data_root)[2]
+    for name, kind in (("best.pt", "best"), ("last.pt", "final")):
+        model, vocabulary, _ = load_checkpoint(folder / name)
+        poems = PoemWindows.of(val_tokens, title_ids(vocabulary), 16)
+        assert math.isclose(result[f"{kind}_val_loss"], poem_loss(model, val_tokens, poems, 7), rel_tol=1e-5)
+    assert result["best_val_loss"] == result["poem_val_loss"] != result["final_val_loss"]
+
+
+def test_the_last_iteration_is_evaluated_too(data_root, tmp_path):
+    folder = train_tiny(data_root, tmp_path / "run", "--iters", 10)
+    assert [int(row["iter"]) for row in read_log(folder)] == [4, 8, 10]
+
+
 def test_the_same_seed_gives_the_same_run(data_root, ckpt_path, tmp_path):
     assert_same_run(ckpt_path, train_tiny(data_root, tmp_path / "again"))
     other = train_tiny(data_root, tmp_path / "other", "--seed", 2)
@@ -202,20 +233,20 @@ def test_bad_flags_get_one_line_and_write_nothing(data_root, tmp_path, assert_us
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
-def test_cuda_that_is_not_there_is_said(data_root, tmp_path, assert_user_error):
+def test_cuda_that_is_not_there_is_reported(data_root, tmp_path, assert_user_error):
     flags = ["--data_root", data_root, "--ckpt_path", tmp_path / "run", "--device", "cuda"]
     assert_user_error(train, *flags, words=["--device cuda", "use --device cpu"])
     assert not (tmp_path / "run").exists()
 
 
-def test_data_that_were_not_prepared_are_said(tmp_path, assert_user_error):
+def test_data_that_were_not_prepared_are_reported(tmp_path, assert_user_error):
     (tmp_path / "data").mkdir()
     flags = ["--data_root", tmp_path / "data", "--ckpt_path", tmp_path / "run"]
     assert_user_error(train, *flags, words=["run prepare.py"])
     assert os.listdir(tmp_path) == ["data"]
 
 
-def test_a_folder_that_cannot_be_made_is_said(data_root, tmp_path, assert_user_error):
+def test_a_folder_that_cannot_be_made_is_reported(data_root, tmp_path, assert_user_error):
     (tmp_path / "file").write_text("")
     flags = ["--data_root", data_root, *TINY, *QUICK, "--ckpt_path"]
     assert_user_error(train, *flags, tmp_path / "file" / "run", words=["Not a directory", tmp_path / "file" / "run"])
@@ -282,7 +313,7 @@ def test_compile_changes_neither_results_nor_names(data_root, ckpt_path, tmp_pat
     assert [float(x) for x in losses] == pytest.approx([float(x) for x in others], abs=1e-4)
 
 
-def test_compile_without_a_compiler_is_said(data_root, tmp_path, assert_user_error, monkeypatch):
+def test_compile_without_a_compiler_is_reported(data_root, tmp_path, assert_user_error, monkeypatch):
     monkeypatch.setattr("device.shutil.which", lambda name: None)
     arguments = ["--data_root", data_root, "--ckpt_path", tmp_path / "run", *TINY, *QUICK]
     assert_user_error(train, *arguments, "--compile", words=["C++ compiler"])

@@ -11,7 +11,18 @@ from cli import UserError
 from generation import Context
 from model import GPTConfig
 from prepare import Vocabulary
-from windows import PoemWindows, Windows, poem_loss, poem_starts, stack_windows, stream_loss, title_ids
+from windows import (
+    Batches,
+    Measures,
+    PoemWindows,
+    Windows,
+    poem_loss,
+    poem_starts,
+    stack_windows,
+    stream_loss,
+    title_ids,
+    use_poem_windows,
+)
 
 
 @pytest.mark.parametrize("n", [17, 18, 32, 33, 34, 100, 1000])
@@ -146,3 +157,54 @@ def test_an_epoch_of_poem_windows_takes_all_first_ones_and_a_share_of_the_later(
         assert len(set(epoch)) == len(epoch) and set(starts) <= set(epoch) <= set(starts) | later
     assert len({tuple(epoch) for epoch in epochs}) == 60
     assert set().union(*epochs) == set(starts) | later  # drawn anew each time
+
+
+def test_a_share_of_the_poems_windows_is_spread_evenly(monkeypatch):
+    tokens, _ = poems_of(9, 30, 25, 60, 44, 12, 40)
+    poems = PoemWindows.of(tokens, TITLE_IDS, SIZES[1].max_seq_len)
+    measures, model, seen = Measures(tokens, poems, 3), make(SIZES[1]), []
+    monkeypatch.setattr(
+        "windows.stack_windows", lambda t, starts, n: seen.extend(starts) or stack_windows(t, starts, n)
+    )
+    assert len(poems) == 15
+    for count, taken in (
+        (4, [0, 3, 7, 11]),
+        (5, [0, 3, 6, 9, 12]),
+        (15, range(15)),
+        (99, range(15)),
+        (None, range(15)),
+    ):
+        seen.clear()
+        measures.poem_loss(model, count)
+        assert seen == [poems.start[i] for i in taken]
+
+
+def test_a_loss_is_measured_without_dropout_and_training_goes_on_with_it():
+    model, tokens = make(dataclasses.replace(SIZES[1], dropout=0.5)), np.arange(97, dtype="<u2")
+    expected = stream_loss(model, tokens, 4)
+    assert stream_loss(model.train(), tokens, 4) == expected and model.training
+    assert not model.eval().training and stream_loss(model, tokens, 4) == expected and not model.training
+
+
+@pytest.mark.parametrize("n", [33, 100])
+def test_stream_windows_are_cut_at_every_offset_in_time(n):
+    windows = Windows(np.arange(n), seq_len=16, seed=3)
+    assert {windows._start(i) % 16 for i in range(300 * windows.per_epoch)} == set(range(16))
+
+
+def test_batches_for_a_gpu_are_made_one_ahead(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)  # which has no pinned memory here
+    windows = Windows(np.arange(500), 16, 1)
+    batches = Batches(windows, 5, torch.device("cuda"))
+    batches.prefetch(1)
+    made = batches.made[1]
+    assert batches.get(1) is made and torch.equal(made[0], windows.batch(1, 5)[0])
+    assert torch.equal(batches.get(2)[0], windows.batch(2, 5)[0])
+
+
+def test_poem_windows_need_poems_in_both_splits():
+    assert use_poem_windows("auto", 3, 1) and use_poem_windows("poem", 3, 1) and not use_poem_windows("stream", 3, 1)
+    for train_poems, val_poems in ((3, 0), (0, 3), (0, 0)):
+        assert not use_poem_windows("auto", train_poems, val_poems)
+        with pytest.raises(UserError, match=r"not have \+\+\+ titles in both splits"):
+            use_poem_windows("poem", train_poems, val_poems)
