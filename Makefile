@@ -74,7 +74,8 @@ TMP := $(CURDIR)/.tmp
 test: .venv/installed-dev
 	@mkdir -p $(TMP)
 	$(call step,Tests,TMPDIR=$(TMP) MPLCONFIGDIR=$(TMP)/matplotlib IPYTHONDIR=$(TMP)/ipython \
-		JUPYTER_DATA_DIR=$(TMP)/jupyter JUPYTER_RUNTIME_DIR=$(TMP)/jupyter/runtime $(PY) -m pytest)
+		JUPYTER_DATA_DIR=$(TMP)/jupyter JUPYTER_RUNTIME_DIR=$(TMP)/jupyter/runtime \
+		$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile)
 
 lint: .venv/installed-dev
 	$(PY) -m ruff format --check .

@@ -21,7 +21,7 @@ import attnstats
 from attnstats import Reading
 from cli import ArgumentParser, UserError, atomic_write, number, read_text, run
 from model import load_model
-from prepare import DEFAULT_DATA_ROOT, load_vocabulary
+from prepare import DEFAULT_DATA_ROOT, check_same_vocabulary, load_vocabulary
 
 LIBRARIES = (("xstatic.pkg.jquery", "data/jquery.min.js"), ("mpld3", "js/d3.v5.min.js"))
 DIGITS = 4  # of a weight: finer than the eye can see, and a quarter of the bytes
@@ -62,8 +62,7 @@ def load(data_root: str | Path, ckpt_path: str | Path, text: str) -> Reading:
     """
     vocabulary = load_vocabulary(data_root)
     model, own = load_model(ckpt_path)
-    if own.chars != vocabulary.chars:
-        raise UserError(f"{ckpt_path} was trained on another vocabulary than that of {data_root}")
+    check_same_vocabulary(own, ckpt_path, vocabulary, data_root)
     return attnstats.read(model, vocabulary, text, name=Path(ckpt_path).resolve().name)
 
 

@@ -158,6 +158,12 @@ def load_vocabulary(data_root: str | Path) -> Vocabulary:
     return Vocabulary.load(folder / "meta.pkl")
 
 
+def check_same_vocabulary(trained: Vocabulary, ckpt_path, prepared: Vocabulary, data_root) -> None:
+    """Raises UserError if a model was trained on other characters than those of the data set."""
+    if trained.chars != prepared.chars:
+        raise UserError(f"{ckpt_path} was trained on another vocabulary than that of {data_root}: give its --data_root")
+
+
 def existing_folder(data_root: str | Path) -> Path:
     """`data_root` as a path. Raises UserError if it is no folder, with the name that was probably meant."""
     folder = Path(data_root)

@@ -8,6 +8,7 @@ from cli import UserError
 from device import choose_dtype
 from model import GPT, load_checkpoint, save_checkpoint
 from optim import load_state
+from prepare import check_same_vocabulary
 from runlog import EVALUATION_FIELDS, LOG_FIELDS, WHOLE_FIELDS
 
 SAME_ON_RESUME = [  # flags, and fields of the model's configuration
@@ -38,8 +39,7 @@ def resume(trainer) -> None:
     """
     path, args = trainer.folder / "last.pt", trainer.args
     model, vocabulary, checkpoint = load_checkpoint(path, trainer.device)
-    if vocabulary.chars != trainer.vocabulary.chars:
-        raise UserError(f"{path} was trained on another vocabulary than that of {args.data_root}")
+    check_same_vocabulary(vocabulary, path, trainer.vocabulary, args.data_root)
     try:
         before = {**checkpoint["args"], **asdict(model.config)}
         wanted = {**vars(args), **asdict(trainer.model.config)}

@@ -29,7 +29,7 @@ from forms import Forms, check
 from generation import DEFAULT, KEEP, Controls, Text, generate
 from model import GPT, load_model
 from poems import read_poems
-from prepare import DEFAULT_DATA_ROOT, Vocabulary, load_vocabulary
+from prepare import DEFAULT_DATA_ROOT, Vocabulary, check_same_vocabulary, load_vocabulary
 
 SEPARATOR = "-" * 15
 # Held to a form, the model repeats characters more often than poets do; the penalty mends that (docs/results.md).
@@ -220,8 +220,7 @@ def load(args) -> tuple[GPT, Vocabulary, dict[str, str]]:
     device = choose_device(args.device)
     data_vocabulary = load_vocabulary(args.data_root)
     model, vocabulary = load_model(args.ckpt_path, device)
-    if vocabulary.chars != data_vocabulary.chars:
-        raise UserError(f"{args.ckpt_path} was trained on another vocabulary than that of {args.data_root}")
+    check_same_vocabulary(vocabulary, args.ckpt_path, data_vocabulary, args.data_root)
     if args.stop_at_poem_end and not model.config.title:
         raise UserError(f"--stop_at_poem_end: the model in {args.ckpt_path} was not trained on windows of poems")
     return model, vocabulary, data_vocabulary.aliases
