@@ -3,8 +3,8 @@
 Every run is a whole training run at the defaults of train.py but for the change. A finished run is kept in --out and
 not repeated, so the command can be stopped and started again; it prints the table of what is there.
 
-  python benchmarks/recipe.py                            all of them (hours)
-  python benchmarks/recipe.py --only default "AdamW"     some
+  python benchmarks/recipe.py                                 all of them (hours)
+  python benchmarks/recipe.py --only default "Muon 0.004"     some
 """
 
 import argparse
@@ -114,9 +114,12 @@ def table(results: dict[str, dict[int, dict]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = ", ".join(CHANGES)
     parser.add_argument("--data_root", default=train.DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
     parser.add_argument("--out", default="workdirs/recipe", help="folder for the runs' losses")
-    parser.add_argument("--only", nargs="+", choices=CHANGES, default=list(CHANGES), help="these changes")
+    parser.add_argument(
+        "--only", nargs="+", choices=CHANGES, default=list(CHANGES), metavar="CHANGE", help=f"these of: {names}"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="runs of each change")
     parser.add_argument("--iters", type=int, default=2000, help="iterations of a run")
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="runs at a time, one thread each")

@@ -44,7 +44,9 @@ class Yardstick(torch.nn.Module):
         super().__init__()
         sizes = {name: PRESETS[preset][name] for name in ("n_layer", "n_head", "n_embd")}
         no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        self.gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=vocab_size, n_positions=seq_len, **sizes, **no_dropout))
+        no_marks = {"bos_token_id": None, "eos_token_id": None}
+        config = GPT2Config(vocab_size=vocab_size, n_positions=seq_len, **sizes, **no_dropout, **no_marks)
+        self.gpt2 = GPT2LMHeadModel(config)
         self.config = argparse.Namespace(max_seq_len=seq_len)
         self.device = torch.device("cpu")
         self.head = self.gpt2.lm_head
