@@ -1,6 +1,8 @@
-"""What would not run on Windows or macOS, found in the source, for these machines are not at hand."""
+"""What would not run on another machine, found in the source: on Windows or macOS, or with other packages installed."""
 
 import ast
+import re
+import sys
 
 import pytest
 from conftest import ROOT, run_script
@@ -46,6 +48,21 @@ def test_texts_are_opened_as_utf_8(path):
             ):
                 keywords = {keyword.arg for keyword in node.keywords}
                 assert "encoding" in keywords, f"{path.name}:{node.lineno}"
+
+
+def test_every_package_that_a_script_imports_is_in_the_requirements():
+    """What comes with another package only may be gone with its next version."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    listed = {re.match(r"[\w-]*", line)[0] for line in lines if line and not line.startswith("#")}
+    imported = set()
+    for path in SCRIPTS:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {name.name.split(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add(node.module.split(".")[0])
+    foreign = imported - sys.stdlib_module_names - {path.stem for path in SCRIPTS}
+    assert {{"PIL": "pillow"}.get(name, name) for name in foreign} <= listed
 
 
 @pytest.mark.parametrize("command", [["hmm.py"], ["forms.py", "--help"]], ids=str)
