@@ -19,7 +19,7 @@ from pathlib import Path
 import attnplots
 import attnstats
 from attnstats import Reading
-from cli import ArgumentParser, UserError, atomic_write, number, read_text, run
+from cli import ArgumentParser, UserError, atomic_write, check_writable, number, read_text, run
 from model import load_model
 from prepare import DEFAULT_DATA_ROOT, check_same_vocabulary, load_vocabulary
 
@@ -268,12 +268,12 @@ def output_paths(args) -> tuple[Path, Path]:
     out = Path(args.ckpt_path) / "attention.html" if args.out is None else Path(args.out)
     if out.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--out {args.out!r}: the output is a web page: give it a name that ends in .html")
-    if args.out is not None and not out.parent.is_dir():
-        raise UserError(f"--out {out}: there is no folder {out.parent}")
     picture = out.with_suffix(".png")
     for path in (out, picture):
         if path.is_dir():
             raise UserError(f"--out {out}: {path} is a folder: choose another name")
+    if args.out is not None:  # else load() tells of a run that is missing
+        check_writable("--out", out)
     return out, picture
 
 

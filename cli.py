@@ -171,6 +171,16 @@ def read_text(path: str | Path) -> str:
         raise UserError(f"cannot read {path} as UTF-8 text: {getattr(error, 'strerror', None) or error}") from None
 
 
+def check_writable(flag: str, path: Path) -> None:
+    """Raises UserError if no file can be made at `path`, which `flag` gave: before the work, so that none is lost."""
+    if path.is_dir():
+        raise UserError(f"{flag} {path}: it is a folder; give the name of a file")
+    if not path.parent.is_dir():
+        raise UserError(f"{flag} {path}: there is no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"{flag} {path}: no permission to write into {path.parent}; choose another folder")
+
+
 @contextlib.contextmanager
 def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
     """Opens a temporary file beside `path` that takes its name when the block ends, and vanishes if the block fails.

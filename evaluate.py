@@ -23,7 +23,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cli import ArgumentParser, UserError, atomic_write, number, read_text, run
+from cli import ArgumentParser, UserError, atomic_write, check_writable, number, read_text, run
 from constraint import FormRules
 from forms import Forms
 from generation import DEFAULT, Text, generate
@@ -215,16 +215,14 @@ def parse_args(args=None):
 def outputs(args) -> tuple[Path | None, Path | None]:
     """The files for the report and for the picture. Raises UserError if they cannot be written."""
     out = Path(args.out) if args.out else None
-    if out and (out.is_dir() or not out.name):
-        raise UserError(f"--out {out} is a folder: name a Markdown file")
     if out and out.suffix in [".json", *PICTURES]:  # the names of what goes beside it
         raise UserError(f"--out {out}: name a Markdown file, such as {out.stem}.md")
     picture = Path(args.picture) if args.picture else out and out.with_suffix(".png")
     if picture and picture.suffix not in PICTURES:
         raise UserError(f"--picture {picture}: its name must end in {', '.join(PICTURES)}")
-    for path in filter(None, (out, picture)):
-        if not path.parent.is_dir():
-            raise UserError(f"no folder {path.parent} for {path.name}: make it, or choose another")
+    for flag, path in (("--out", out), ("--picture", picture)):
+        if path:
+            check_writable(flag, path)
     return out, picture
 
 

@@ -28,7 +28,6 @@ explanation), trellis.py (the picture).
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +35,7 @@ import numpy as np
 
 import trellis
 from baumwelch import baum_welch, random_model, sample
-from cli import ArgumentParser, UserError, atomic_write, number, run
+from cli import ArgumentParser, UserError, atomic_write, check_writable, number, run
 from inference import (
     Scaled,
     Viterbi,
@@ -234,16 +233,6 @@ def main():
             print(as_json(model, obs, args.brief, args.kbest or 0))
     else:
         explain(model, sequences, args)
-
-
-def check_writable(flag: str, path: Path) -> None:
-    """Raises UserError if no file can be made at `path`: before the work, so that none is lost."""
-    if path.is_dir():
-        raise UserError(f"{flag} {path}: it is a folder; give the name of a file")
-    if not path.parent.is_dir():
-        raise UserError(f"{flag} {path}: there is no folder {path.parent}; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"{flag} {path}: no permission to write into {path.parent}; choose another folder")
 
 
 def explain(model: HMM, sequences: list, args) -> None:
