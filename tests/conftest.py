@@ -126,24 +126,24 @@ def run_script(name: str, *args, cwd: Path = ROOT, **env) -> subprocess.Complete
     )
 
 
+def prepared(folder: Path, text: str) -> Path:
+    """A data set made of a text."""
+    folder.mkdir()
+    (folder / "input.txt").write_text(text, encoding="utf-8")
+    prepare.prepare(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory) -> Path:
     """A small prepared data set."""
-    folder = tmp_path_factory.mktemp("data") / "small"
-    folder.mkdir()
-    (folder / "input.txt").write_text(song_text(200), encoding="utf-8")
-    prepare.prepare(folder)
-    return folder
+    return prepared(tmp_path_factory.mktemp("data") / "small", song_text(200))
 
 
 @pytest.fixture(scope="session")
 def tuned_root(tmp_path_factory) -> Path:
     """A small prepared data set whose poems keep forms and rhymes."""
-    folder = tmp_path_factory.mktemp("data") / "tuned"
-    folder.mkdir()
-    (folder / "input.txt").write_text(tuned_text(300), encoding="utf-8")
-    prepare.prepare(folder)
-    return folder
+    return prepared(tmp_path_factory.mktemp("data") / "tuned", tuned_text(300))
 
 
 @pytest.fixture(scope="session")
