@@ -33,10 +33,10 @@ from pathlib import Path
 
 import numpy as np
 
-import trellis
-from baumwelch import baum_welch, random_model, sample
-from cli import ArgumentParser, UserError, atomic_write, check_writable, number, run
-from inference import (
+from songci.cli import ArgumentParser, UserError, atomic_write, check_writable, number, run
+from songci.hmm import trellis
+from songci.hmm.baumwelch import baum_welch, random_model, sample
+from songci.hmm.inference import (
     Scaled,
     Viterbi,
     backward,
@@ -49,10 +49,18 @@ from inference import (
     score,
     viterbi,
 )
-from markov import HMM, ImpossibleSequenceError, ModelError, Variables, by_definition, load_model, read_sequences
-from render import FORMATS, Heading, render
-from walkthrough import kbest_section, walkthrough
-from words import Words
+from songci.hmm.markov import (
+    HMM,
+    ImpossibleSequenceError,
+    ModelError,
+    Variables,
+    by_definition,
+    load_model,
+    read_sequences,
+)
+from songci.hmm.render import FORMATS, Heading, render
+from songci.hmm.walkthrough import kbest_section, walkthrough
+from songci.hmm.words import Words
 
 __all__ = [  # what a notebook or a test finds here
     "HMM",

@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from cli import UserError, atomic_write
-from pickles import check_checkpoint
 from prepare import Vocabulary
+from songci.cli import UserError, atomic_write
+from songci.corpus.pickles import check_checkpoint
 
 # Keys and values (B, h, L, d) -> the same after those of earlier tokens
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -25,11 +25,11 @@ from pathlib import Path
 
 import numpy as np
 
-import quansongci
-from cli import ArgumentParser, UserError, run
-from learnforms import learn
-from pickles import check_pickle
-from poems import read_poems
+from songci.cli import ArgumentParser, UserError, run
+from songci.corpus import quansongci
+from songci.corpus.pickles import check_pickle
+from songci.forms.learn import learn
+from songci.forms.poems import read_poems
 
 DEFAULT_DATA_ROOT = "data/quansongci"
 BLOCK_BYTES = 1 << 20

@@ -22,14 +22,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cli import ArgumentParser, UserError, number, read_text, run
-from constraint import FormRules, FormWriter
-from device import choose_device, seed_of
-from forms import Forms, check
-from generation import DEFAULT, KEEP, Controls, Text, generate
 from model import GPT, load_model
-from poems import read_poems
 from prepare import DEFAULT_DATA_ROOT, Vocabulary, check_same_vocabulary, load_vocabulary
+from songci.cli import ArgumentParser, UserError, number, read_text, run
+from songci.forms.poems import read_poems
+from songci.forms.templates import Forms, check
+from songci.forms.writer import FormRules, FormWriter
+from songci.generation import DEFAULT, KEEP, Controls, Text, generate
+from songci.training.device import choose_device, seed_of
 
 SEPARATOR = "-" * 15
 # Held to a form, the model repeats characters more often than poets do; the penalty mends that (docs/results.md).

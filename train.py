@@ -26,16 +26,24 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from cli import ArgumentParser, Interrupted, UserError, atomic_write, deferred_signals, number, run
-from device import allow_tf32, check_compiler, choose_device, choose_dtype, keep_large_blocks, seed_of
-from loss import IGNORE, TrainingLoss, perplexity
 from model import GPT, PRESETS, GPTConfig, load_checkpoint, save_checkpoint
-from optim import make_optimizers, schedule
-from parallel import Parallel, accumulate, end_together
 from prepare import DEFAULT_DATA_ROOT, load_dataset
-from resume import resume, save_last
-from runlog import WHOLE_FIELDS, TensorBoard, begin_folder, check_folder, log_line, plot_curves, write_log
-from windows import Batches, Measures, PoemWindows, Windows, title_ids, use_poem_windows
+from songci.cli import ArgumentParser, Interrupted, UserError, atomic_write, deferred_signals, number, run
+from songci.corpus.windows import Batches, Measures, PoemWindows, Windows, title_ids, use_poem_windows
+from songci.training.device import allow_tf32, check_compiler, choose_device, choose_dtype, keep_large_blocks, seed_of
+from songci.training.loss import IGNORE, TrainingLoss, perplexity
+from songci.training.optim import make_optimizers, schedule
+from songci.training.parallel import Parallel, accumulate, end_together
+from songci.training.resume import resume, save_last
+from songci.training.runlog import (
+    WHOLE_FIELDS,
+    TensorBoard,
+    begin_folder,
+    check_folder,
+    log_line,
+    plot_curves,
+    write_log,
+)
 
 
 class Trainer:

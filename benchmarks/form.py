@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from cli import read_text
-from constraint import FormRules
-from forms import Forms, check
 from model import GPT, load_model
-from poems import pattern, read_clauses, read_poems
 from prepare import DEFAULT_DATA_ROOT, Vocabulary
 from sample import FORM_CONTROLS, samples
+from songci.cli import read_text
+from songci.forms.poems import pattern, read_clauses, read_poems
+from songci.forms.templates import Forms, check
+from songci.forms.writer import FormRules
 
 TUNES = ["清平乐", "浣溪沙", "菩萨蛮", "如梦令", "蝶恋花", "水调歌头"]
 

@@ -23,9 +23,9 @@ from training import first_64
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
-import windows
-from loss import IGNORE
-from windows import PoemWindows, poem_loss, poem_starts, stream_loss, title_ids
+from songci.corpus import windows
+from songci.corpus.windows import PoemWindows, poem_loss, poem_starts, stream_loss, title_ids
+from songci.training.loss import IGNORE
 
 CHANGES = {  # name: (flags of train.py, changes of what has no flag)
     "default": ([], {}),

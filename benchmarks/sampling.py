@@ -26,11 +26,11 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from generation import Context, Controls, KVCache, Text, generate, next_logits, sample_next
-from loss import perplexity
 from model import GPT, PRESETS, GPTConfig, load_model
 from prepare import DEFAULT_DATA_ROOT, load_dataset
-from windows import PoemWindows, poem_loss, title_ids
+from songci.corpus.windows import PoemWindows, poem_loss, title_ids
+from songci.generation import Context, Controls, KVCache, Text, generate, next_logits, sample_next
+from songci.training.loss import perplexity
 
 VOCAB_SIZE, SEQ_LEN = 5916, 64
 

@@ -27,10 +27,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
-from device import keep_large_blocks
-from loss import perplexity
 from model import PRESETS
-from windows import PoemWindows, poem_loss, stack_windows, stream_loss, title_ids
+from songci.corpus.windows import PoemWindows, poem_loss, stack_windows, stream_loss, title_ids
+from songci.training.device import keep_large_blocks
+from songci.training.loss import perplexity
 
 SEQ_LEN, BATCHSIZE = 64, 16
 

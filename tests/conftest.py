@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import cli
 import prepare
 import train
+from songci import cli
 
 ROOT = Path(__file__).parent.parent
 
@@ -71,7 +71,7 @@ def call(monkeypatch, capsys):
     """Runs a script's main() in this process as its command line does: call(module, *args) → status, stdout, stderr."""
 
     def run(module, *args):
-        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, args)])
+        monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, args)])
         status = 0
         capsys.readouterr()  # what came before
         try:
@@ -92,7 +92,7 @@ def assert_user_error(call):
         status, out, err = call(module, *args)
         assert status == 2, (status, out, err)
         assert err.count("\n") == 1 and err.endswith("\n"), err
-        assert err.startswith(f"{module.__name__}.py: error: ") and "Traceback" not in err, err
+        assert err.startswith(f"{cli.program()}: error: ") and "Traceback" not in err, err
         for word in words:
             assert str(word) in err, (word, err)
         return err
@@ -119,11 +119,11 @@ def file(tmp_path):
 
 
 def run_script(name: str, *args, cwd: Path = ROOT, **env) -> subprocess.CompletedProcess:
-    """Runs a script as a user does, in a process of its own."""
-    command = [sys.executable, str(ROOT / name), *map(str, args)]
-    return subprocess.run(
-        command, cwd=cwd, env={**os.environ, **env}, capture_output=True, encoding="utf-8", timeout=300, check=False
-    )
+    """Runs a script, train.py or songci.forms, as a user does, in a process of its own."""
+    program = [str(ROOT / name)] if name.endswith(".py") else ["-m", name]
+    command = [sys.executable, *program, *map(str, args)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, encoding="utf-8", timeout=300, check=False)
 
 
 def prepared(folder: Path, text: str) -> Path:

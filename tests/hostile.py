@@ -19,7 +19,7 @@ import torch
 from conftest import tuned_text
 from hypothesis import HealthCheck, settings
 
-import cli
+from songci import cli
 
 CASES: Counter = Counter()  # by kind of file
 SECONDS = 20  # for a case: it takes milliseconds, on a busy machine tenths of a second

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from conftest import ROOT, train_tiny
 
-import attnstats
 import prepare
 from model import load_model
+from songci.attention import stats as attnstats
 
 POEM = (ROOT / "data/attnvis/rumengling.txt").read_text(encoding="utf-8")
 DATA, RUN = "data/quansongci", "workdirs/quansongci"

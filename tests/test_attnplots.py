@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from readings import read_corpus
 
-import attnplots
-import attnstats
-import fonts
 from prepare import Vocabulary
+from songci import fonts
+from songci.attention import plots as attnplots
+from songci.attention import stats as attnstats
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import pytest
 import torch
 from readings import read_corpus
 
-import attnstats
-from cli import UserError
+from songci.attention import stats as attnstats
+from songci.cli import UserError
 
 CLAUSES = "+++调\n甲乙丙丁，子丑寅。"  # places: 0-3 title, 4 line end, 5-8, 9 comma, 10-12, 13
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from readings import DATA, POEM, RUN, make_project
 
-import attnplots
-import attnvis
 import prepare
-from cli import UserError
+from songci.attention import page as attnvis
+from songci.attention import plots as attnplots
+from songci.cli import UserError
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from conftest import ROOT, run_script
 from readings import DATA, POEM, RUN, make_project
 from saved_notebook import NOTEBOOK, code_cells, digest, execute, without_interactive_views
 
-import attnvis
+from songci.attention import page as attnvis
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -45,7 +45,7 @@ def reading(folder):
 def written_page(folder):
     """workdirs/quansongci/attention.html, by the command of the README."""
     text, out = "data/attnvis/rumengling.txt", f"{RUN}/attention.html"
-    done = run_script("attnvis.py", "--text", text, "--out", out, "--num_windows", 2, cwd=folder)
+    done = run_script("songci.attention", "--text", text, "--out", out, "--num_windows", 2, cwd=folder)
     assert done.returncode == 0, done.stderr
     assert out in done.stdout and "attention.png" in done.stdout
     return folder / out

@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-import cli
+from songci import cli
 
 
 def make_parser():
@@ -197,7 +197,9 @@ BUFFERED = {**os.environ, "PYTHONUNBUFFERED": ""}  # what is left in the buffer 
 
 @pytest.mark.parametrize("lines", [1, 100_000])  # 1: it stays in the buffer to the end
 def test_output_into_a_closed_pipe_is_no_traceback(lines):
-    code = f"import sys, cli; sys.stdin.read(); cli.run(lambda: [print('x') for _ in range({lines})])"
+    code = (
+        f"import sys; from songci import cli; sys.stdin.read(); cli.run(lambda: [print('x') for _ in range({lines})])"
+    )
     pipes = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
     with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=BUFFERED, text=True, **pipes) as process:
         process.stdout.close()
@@ -207,7 +209,7 @@ def test_output_into_a_closed_pipe_is_no_traceback(lines):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
 def test_output_that_finds_no_room_at_the_very_end_is_one_line():
-    command = [sys.executable, "-c", "import cli; cli.run(lambda: print('x'))"]
+    command = [sys.executable, "-c", "from songci import cli; cli.run(lambda: print('x'))"]
     with open("/dev/full", "w") as full:
         done = subprocess.run(command, cwd=ROOT, env=BUFFERED, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2 and done.stderr.endswith("error: No space left on device: while writing\n"), done

@@ -7,14 +7,14 @@ from conftest import RHYMES, tuned_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli import UserError
-from constraint import FormRules, FormWriter
-from forms import Forms, Template, check
-from generation import DEFAULT, Text, generate
-from learnforms import learn
 from model import load_model
-from poems import read_poems
 from prepare import Vocabulary
+from songci.cli import UserError
+from songci.forms.learn import learn
+from songci.forms.poems import read_poems
+from songci.forms.templates import Forms, Template, check
+from songci.forms.writer import FormRules, FormWriter
+from songci.generation import DEFAULT, Text, generate
 
 CHARS = "一二三四五六七八"
 CLASSES = {char: i for i, group in enumerate(RHYMES) for char in group}

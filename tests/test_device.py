@@ -6,10 +6,10 @@ import pytest
 import torch
 from conftest import QUICK, ROOT, TINY
 
-import device
 import train
-from cli import UserError
-from device import allow_tf32, choose_device, choose_dtype, keep_large_blocks, seed_of
+from songci.cli import UserError
+from songci.training import device
+from songci.training.device import allow_tf32, choose_device, choose_dtype, keep_large_blocks, seed_of
 
 
 def test_auto_takes_the_best_device_there_is(monkeypatch):
@@ -114,7 +114,8 @@ def test_keeping_large_blocks_does_no_harm_where_there_is_no_glibc(monkeypatch):
 def test_large_blocks_are_kept():
     """Counted by the pages that the system has to map while a block of 64 MiB is taken and freed again and again."""
     program = """if True:
-        import resource, sys, torch, device
+        import resource, sys, torch
+        from songci.training import device
         if sys.argv[1] == "kept":
             device.keep_large_blocks()
         for _ in range(10):

@@ -28,7 +28,7 @@ def open_folder():
 
 
 def run_main(module, *args) -> None:
-    sys.argv = [f"{module.__name__}.py", *map(str, args)]
+    sys.argv = [module.__file__, *map(str, args)]
     module.main()
 
 

@@ -5,9 +5,9 @@ import shutil
 import matplotlib.image
 from conftest import train_tiny
 
-import evaluate
-from forms import Forms
 from prepare import load_vocabulary
+from songci import evaluate
+from songci.forms.templates import Forms
 
 
 def test_runs_are_compared_in_a_table_a_picture_and_a_poem_each(call, data_root, ckpt_path, tmp_path):

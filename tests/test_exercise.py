@@ -10,8 +10,8 @@ import sys
 import pytest
 from conftest import ROOT
 
-import exercise
-from cli import UserError
+from songci import exercise
+from songci.cli import UserError
 
 SOURCE = (ROOT / "model.py").read_text(encoding="utf-8")
 BLOCK = re.compile(rf" *{exercise.BEGIN}\n(.*?) *{exercise.END}\n", re.DOTALL)

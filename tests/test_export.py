@@ -20,11 +20,11 @@ from test_model import SIZES, make, token_ids
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import export
-from generation import Controls
 from model import load_model, save_checkpoint
 from prepare import Vocabulary, load_vocabulary
 from sample import samples
+from songci import export
+from songci.generation import Controls
 
 ODD = Vocabulary(
     "".join(sorted("\n\r\t\0 +\u00a0\u3000\ufeff\u200d\u0301éeA、。一\U00020000\U0001f600\u2028[]<|>#'.,?!"))
@@ -240,5 +240,5 @@ def test_the_files_are_what_other_programs_read(exported):
 
 
 def test_nothing_of_the_libraries_is_imported_before_it_is_needed():
-    code = "import sys, export; assert not {'safetensors', 'tokenizers', 'transformers'} & set(sys.modules)"
+    code = "import sys, songci.export; assert not {'safetensors', 'tokenizers', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-import fonts
+from songci import fonts
 
 
 def test_labels_can_be_seen():

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
-import forms
-from forms import Forms, Template, check, drawn
-from poems import read_clauses, read_poems, tune_of
+from songci.forms import templates as forms
+from songci.forms.poems import read_clauses, read_poems, tune_of
+from songci.forms.templates import Forms, Template, check, drawn
 
 SHORT = Template(((3, "。"), (2, "，"), (3, "。")), 5, "aa")
 LONG = Template(((3, "。"), (2, "，"), (4, "。"), (1, "。")), 3, "aa-", frozenset({(2, 1)}), frozenset({0}))

@@ -5,7 +5,7 @@ import pytest
 import torch
 from test_model import SIZES, make
 
-from generation import Context, Controls, KVCache, Text, generate, largest, next_logits, sample_next
+from songci.generation import Context, Controls, KVCache, Text, generate, largest, next_logits, sample_next
 
 TITLE = (0, 1, 1, 1)
 MODELS = [
@@ -131,7 +131,7 @@ def test_generation_stops_at_the_next_title_and_goes_on_with_the_others(monkeypa
         rows = [row for row, text in enumerate(texts) if not text.done]
         return torch.tensor([dictated[row][len(texts[row].new)] for row in rows])
 
-    monkeypatch.setattr("generation.sample_next", dictate)
+    monkeypatch.setattr("songci.generation.sample_next", dictate)
     steps = list(generate(model, texts, 10, stop_at_title=True))
     assert [text.new for text in texts] == [dictated[0][:8], dictated[1][:5], dictated[2]]
     assert [text.done for text in texts] == [True, True, False]

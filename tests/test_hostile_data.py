@@ -31,19 +31,18 @@ from hostile import (
 )
 from hypothesis import example, given
 
-import forms
-import pickles
 import prepare
 import sample
 import train
-import windows
-from cli import UserError, read_text
-from constraint import FormRules, FormWriter
-from forms import Forms
-from generation import Text, generate
 from model import load_checkpoint
 from prepare import Vocabulary
-from resume import resume
+from songci.cli import UserError, read_text
+from songci.corpus import pickles, windows
+from songci.forms import templates as forms
+from songci.forms.templates import Forms
+from songci.forms.writer import FormRules, FormWriter
+from songci.generation import Text, generate
+from songci.training.resume import resume
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 

@@ -8,8 +8,8 @@ from conftest import ROOT
 from hostile import HOSTILE, LOST, damaged, leaves, replaced
 
 import hmm
-from cli import UserError
-from markov import load_model, read_sequences
+from songci.cli import UserError
+from songci.hmm.markov import load_model, read_sequences
 
 GOOD = [path.read_bytes() for path in sorted((ROOT / "data" / "hmm").glob("*.json"))]
 VALUES = [value for value in HOSTILE if value is not LOST]

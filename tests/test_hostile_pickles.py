@@ -14,14 +14,13 @@ import pytest
 import torch
 from hostile import MEGABYTES, in_child, parts_of, put_together
 
-import cli
-import evaluate
-import forms
 import prepare
-import quansongci
 import sample
 from model import load_checkpoint, load_model
 from prepare import Vocabulary
+from songci import cli, evaluate
+from songci.corpus import quansongci
+from songci.forms import templates as forms
 
 
 class Planted:

@@ -10,16 +10,16 @@ import pytest
 from hostile import ANY_TEXT, CASES, JSON, NEAR_TEXT, POEMS, case, damaged, fuzz, hostile_values
 from hypothesis import example, given
 
-import attnstats
-import evaluate
-import forms
 import prepare
-import quansongci
-import runlog
 import sample
-from cli import read_text
-from forms import Forms
 from model import load_model
+from songci import evaluate
+from songci.attention import stats as attnstats
+from songci.cli import read_text
+from songci.corpus import quansongci
+from songci.forms import templates as forms
+from songci.forms.templates import Forms
+from songci.training import runlog
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 

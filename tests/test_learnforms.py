@@ -5,9 +5,9 @@ import pytest
 from conftest import RHYMES, tuned_text
 
 import prepare
-from forms import Forms
-from learnforms import learn, refrains, rhyme_classes, rhyme_scheme
-from poems import read_poems
+from songci.forms.learn import learn, refrains, rhyme_classes, rhyme_scheme
+from songci.forms.poems import read_poems
+from songci.forms.templates import Forms
 
 
 def poems_of(text: str) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from test_model import SIZES, make, token_ids
 
-from loss import IGNORE, TrainingLoss, head_loss, perplexity
+from songci.training.loss import IGNORE, TrainingLoss, head_loss, perplexity
 
 
 def problem(rows=40, C=12, V=50):
@@ -23,7 +23,7 @@ def value_and_gradients(loss, *parameters):
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_value_and_gradients_equal_those_of_torchs_cross_entropy(monkeypatch, chunk):
-    monkeypatch.setattr("loss.CHUNK_ROWS", chunk)
+    monkeypatch.setattr("songci.training.loss.CHUNK_ROWS", chunk)
     hidden, weight, targets = problem()
     plain = F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
     expected = value_and_gradients(plain, hidden, weight)
@@ -60,7 +60,9 @@ def test_perplexity_is_e_to_the_loss():
 def test_layers_and_head_compute_in_the_type_asked_for(dtype, monkeypatch):
     model, seen = make(SIZES[0]), []
     model.layers[0].attention.qkv.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
-    monkeypatch.setattr("loss.head_loss", lambda *arguments: seen.append(arguments[3]) or head_loss(*arguments))
+    monkeypatch.setattr(
+        "songci.training.loss.head_loss", lambda *arguments: seen.append(arguments[3]) or head_loss(*arguments)
+    )
     U = token_ids(model.config)
     value = TrainingLoss(model, dtype)(U, U)
     assert seen == [dtype, dtype] and value.dtype == torch.float32

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 import hmm
 from hmm import HMM, PHONE_STORE, ModelError, load_model
-from markov import all_paths, by_definition, read_sequences
+from songci.hmm.markov import all_paths, by_definition, read_sequences
 
 
 def test_exercise_has_its_exact_values():

@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from cli import UserError
 from model import (
     GPT,
     GPTConfig,
@@ -17,6 +16,7 @@ from model import (
     save_checkpoint,
 )
 from prepare import Vocabulary
+from songci.cli import UserError
 
 SIZES = [
     GPTConfig(50, 16, n_layer=1, n_head=1, n_embd=8),

@@ -8,8 +8,8 @@ from conftest import QUICK, TINY
 from test_model import SIZES, make
 
 import train
-from cli import UserError
-from optim import Muon, make_optimizers, orthogonalize, schedule
+from songci.cli import UserError
+from songci.training.optim import Muon, make_optimizers, orthogonalize, schedule
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 20), (2, 20, 8)])

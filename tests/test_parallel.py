@@ -13,10 +13,10 @@ import torch
 from conftest import ROOT, TINY, train_tiny
 
 import train
-from cli import UserError
 from model import load_checkpoint
-from parallel import Parallel, accumulate, end_together
-from runlog import read_log
+from songci.cli import UserError
+from songci.training.parallel import Parallel, accumulate, end_together
+from songci.training.runlog import read_log
 
 FLAGS = [*TINY, "--batchsize", "5", "--device", "cpu", "--iters", "20", "--eval_interval", "4", "--eval_iters", "1"]
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prepare
-from cli import UserError
-from forms import Forms
 from prepare import Vocabulary
+from songci.cli import UserError
+from songci.forms.templates import Forms
 
 
 def handout(data: str):

@@ -16,8 +16,8 @@ import pytest
 from test_prepare import assert_as_in_the_handout
 
 import prepare
-import quansongci
-from cli import UserError
+from songci.cli import UserError
+from songci.corpus import quansongci
 
 
 def item(rhythmic, *paragraphs):

@@ -12,7 +12,7 @@ READMES = ["README.md", "README.zh-CN.md"]
 SIZES = {
     "train.py": [*TINY, "--iters", "2", "--eval_iters", "1", "--device", "cpu"],
     "sample.py": ["--num_samples", "1", "--max_new_tokens", "3"],
-    "evaluate.py": ["--max_new_tokens", "3", "--samples", "3"],
+    "songci.evaluate": ["--max_new_tokens", "3", "--samples", "3"],
 }
 
 
@@ -51,11 +51,13 @@ def test_every_python_command_of_the_readme_runs(tmp_path):
         python, *arguments = shlex.split(line)
         if python != "python":
             continue
+        if arguments[0] == "-m":
+            arguments = arguments[1:]
         script, *flags = arguments
         done = run_script(script, *flags, *SIZES.get(script, []), cwd=tmp_path)
         assert done.returncode == 0, (line, done.stderr)
         ran.add(script)
-    assert ran >= {"prepare.py", "train.py", "sample.py", "forms.py", "evaluate.py", "export.py", "hmm.py"}
+    assert ran >= {"prepare.py", "train.py", "sample.py", "songci.forms", "songci.evaluate", "songci.export", "hmm.py"}
 
 
 def test_every_make_command_of_the_readme_is_a_target():

@@ -9,7 +9,7 @@ from conftest import QUICK, TINY, assert_same_run, read_log, song_text, train_ti
 
 import prepare
 import train
-from runlog import WHOLE_FIELDS
+from songci.training.runlog import WHOLE_FIELDS
 
 
 def test_a_resumed_run_equals_one_that_never_stopped(data_root, tmp_path):

@@ -12,10 +12,19 @@ from conftest import QUICK, TINY, train_tiny
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import runlog
 import train
-from cli import UserError
-from runlog import EVENTS, LOG_FIELDS, RUN_FILES, check_folder, log_line, plot_curves, read_log, write_log
+from songci.cli import UserError
+from songci.training import runlog
+from songci.training.runlog import (
+    EVENTS,
+    LOG_FIELDS,
+    RUN_FILES,
+    check_folder,
+    log_line,
+    plot_curves,
+    read_log,
+    write_log,
+)
 
 ROWS = [dict.fromkeys(LOG_FIELDS, i + 1.5) for i in range(3)]
 
@@ -88,7 +97,7 @@ def test_a_new_run_clears_the_folder_and_a_resumed_one_keeps_it(tmp_path, resume
 
 def test_config_tells_of_corpus_and_code(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.setattr(runlog, "__file__", str(tmp_path / "runlog.py"))
+    monkeypatch.setattr(runlog, "__file__", str(tmp_path / "songci/training/runlog.py"))
     text = bytes(range(1, 256)) * 10_000  # of more than one block
     (tmp_path / "input.txt").write_bytes(text)
     found = runlog.provenance(tmp_path)

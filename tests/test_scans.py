@@ -9,12 +9,12 @@ from hmm_problems import random_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import scans
 from hmm import HMM, backward, best_path, forward, pair_posterior, posterior, sample, score, viterbi
-from inference import path_log_probability
-from markov import by_definition
-from scans import Blocks, Sweep, follow
-from semirings import FixedPoint, Linear, Logarithmic, Underflow
+from songci.hmm import scans
+from songci.hmm.inference import path_log_probability
+from songci.hmm.markov import by_definition
+from songci.hmm.scans import Blocks, Sweep, follow
+from songci.hmm.semirings import FixedPoint, Linear, Logarithmic, Underflow
 
 
 def step_by_step(model, obs):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from conftest import tuned_text
 
-from forms import Forms, Template
-from learnforms import learn
-from poems import read_poems
-from scores import diversity, form_scores, han, novelty
+from songci.forms.learn import learn
+from songci.forms.poems import read_poems
+from songci.forms.scores import diversity, form_scores, han, novelty
+from songci.forms.templates import Forms, Template
 
 FORMS = Forms({"小令": [Template(((2, "。"), (1, "，"), (2, "。")), 2, "aa")]}, {"东": 0, "红": 0, "月": 1})
 

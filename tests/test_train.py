@@ -16,8 +16,8 @@ from conftest import QUICK, ROOT, TINY, assert_same_run, read_log, run_script, s
 import prepare
 import train
 from model import load_checkpoint, load_model
-from runlog import LOG_FIELDS, RUN_FILES
-from windows import PoemWindows, poem_loss, stream_loss, title_ids
+from songci.corpus.windows import PoemWindows, poem_loss, stream_loss, title_ids
+from songci.training.runlog import LOG_FIELDS, RUN_FILES
 
 
 def test_the_handouts_flags_and_defaults():
@@ -314,7 +314,7 @@ def test_compile_changes_neither_results_nor_names(data_root, ckpt_path, tmp_pat
 
 
 def test_compile_without_a_compiler_is_reported(data_root, tmp_path, assert_user_error, monkeypatch):
-    monkeypatch.setattr("device.shutil.which", lambda name: None)
+    monkeypatch.setattr("songci.training.device.shutil.which", lambda name: None)
     arguments = ["--data_root", data_root, "--ckpt_path", tmp_path / "run", *TINY, *QUICK]
     assert_user_error(train, *arguments, "--compile", words=["C++ compiler"])
     assert_user_error(train, *arguments, "--dtype", "float16", words=["float16 is for GPUs"])

@@ -3,12 +3,12 @@ import pytest
 from hmm_problems import HML
 from matplotlib.image import imread
 
-import fonts
 import hmm
-import trellis
-from cli import UserError
 from hmm import HMM, PHONE_STORE, ImpossibleSequenceError
-from trellis import plot
+from songci import fonts
+from songci.cli import UserError
+from songci.hmm import trellis
+from songci.hmm.trellis import plot
 
 
 def drawn(show="delta", model=PHONE_STORE, obs=HML, missing=frozenset()):

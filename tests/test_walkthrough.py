@@ -7,9 +7,9 @@ from matplotlib.mathtext import MathTextParser
 
 import hmm
 from hmm import HMM, PHONE_STORE, kbest
-from render import Formulas, Heading, Table, Text, name, plain, render
-from walkthrough import kbest_section, walkthrough
-from words import WORDS
+from songci.hmm.render import Formulas, Heading, Table, Text, name, plain, render
+from songci.hmm.walkthrough import kbest_section, walkthrough
+from songci.hmm.words import WORDS
 
 AWKWARD = HMM([0.5, 0.5], [[0.6, 0.4], [0.5, 0.5]], [[0.4, 0.6], [1, 0]], ["50% & $_{x}", "a|b\\^~#"], ["*h*", "<b>"])
 
@@ -66,7 +66,7 @@ def test_tables_of_a_large_problem_have_the_numbers_of_a_small_one(monkeypatch):
         rows = [row for block in document if isinstance(block, Table) for row in block.rows]
         return [[plain(cell) for cell in row] for row in rows]
 
-    monkeypatch.setattr("walkthrough.FORMULAS_UP_TO", 0)
+    monkeypatch.setattr("songci.hmm.walkthrough.FORMULAS_UP_TO", 0)
     tables = numbers(walkthrough(PHONE_STORE, HML, "en"))
     assert ["2", "M", "0.068", "0.039"] in tables and ["1", "H", "0.1188", "0.1165"] in tables
     assert ["3", "L", "0.340582", "0.659418"] in tables and ["3", "L", "0.00576", "0.0096"] in tables

@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 from test_model import SIZES, make
 
-from cli import UserError
-from generation import Context
 from model import GPTConfig
 from prepare import Vocabulary
-from windows import (
+from songci.cli import UserError
+from songci.corpus.windows import (
     Batches,
     Measures,
     PoemWindows,
@@ -23,6 +22,7 @@ from windows import (
     title_ids,
     use_poem_windows,
 )
+from songci.generation import Context
 
 
 @pytest.mark.parametrize("n", [17, 18, 32, 33, 34, 100, 1000])
@@ -77,7 +77,7 @@ def test_the_stream_loss_counts_every_token_once(n, batchsize):
 def test_a_share_of_the_windows_is_spread_evenly(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "windows.stack_windows", lambda t, starts, n: seen.extend(starts) or stack_windows(t, starts, n)
+        "songci.corpus.windows.stack_windows", lambda t, starts, n: seen.extend(starts) or stack_windows(t, starts, n)
     )
     stream_loss(make(SIZES[1]), np.zeros(24 * 10 + 1, dtype="<u2"), 4, max_windows=5)
     assert seen == [0, 48, 96, 144, 192]
@@ -164,7 +164,7 @@ def test_a_share_of_the_poems_windows_is_spread_evenly(monkeypatch):
     poems = PoemWindows.of(tokens, TITLE_IDS, SIZES[1].max_seq_len)
     measures, model, seen = Measures(tokens, poems, 3), make(SIZES[1]), []
     monkeypatch.setattr(
-        "windows.stack_windows", lambda t, starts, n: seen.extend(starts) or stack_windows(t, starts, n)
+        "songci.corpus.windows.stack_windows", lambda t, starts, n: seen.extend(starts) or stack_windows(t, starts, n)
     )
     assert len(poems) == 15
     for count, taken in (

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cli import UserError
-from forms import Forms, Template
-from poems import MARKS, is_character, tune_of
 from prepare import Vocabulary
+from songci.cli import UserError
+from songci.forms.poems import MARKS, is_character, tune_of
+from songci.forms.templates import Forms, Template
 
 ANY, RHYMING = "any character", "any with a rhyme class"  # kinds of tokens, beside characters and rhyme classes
 
@@ -176,7 +176,9 @@ class FormWriter:
         if is_character(char) and any(f"{self.place}{mark}" in due for mark in "。，"):
             why = f"{char} does not rhyme there"
         shown = written if len(written) <= 20 else "…" + written[-20:]
-        return f"--start: {shown!r} fits no template of {self.tune}: {why}; see forms.py --show {self.tune}"
+        return (
+            f"--start: {shown!r} fits no template of {self.tune}: {why}; see python -m songci.forms --show {self.tune}"
+        )
 
     def allowed(self) -> Tensor:
         """(V,) True for the tokens that may come next."""

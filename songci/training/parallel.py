@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cli import UserError
+from songci.cli import UserError
 
 
 class Parallel:

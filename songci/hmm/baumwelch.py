@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from inference import Counts, expected_counts
-from markov import HMM, ImpossibleSequenceError
-from scans import Blocks, follow
+from songci.hmm.inference import Counts, expected_counts
+from songci.hmm.markov import HMM, ImpossibleSequenceError
+from songci.hmm.scans import Blocks, follow
 
 
 def baum_welch(model: HMM, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[HMM, float]]:

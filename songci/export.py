@@ -7,7 +7,7 @@ Writes into OUT, all of it or nothing:
   generation_config.json                  how generate() writes by default: as sample.py does, within the window
   README.md                               the model card: what it is, how it was trained, its losses, how to use it
 
-  python export.py --ckpt_path workdirs/quansongci --out export
+  python -m songci.export --ckpt_path workdirs/quansongci --out export
 
 A model without positions (--no_pos) becomes one whose positions are all zero. One without residual connections
 (--no_res) has no equivalent.
@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cli import ArgumentParser, UserError, atomic_write, run
-from generation import DEFAULT
 from model import GPT, load_model
 from prepare import DEFAULT_DATA_ROOT, Vocabulary
+from songci.cli import ArgumentParser, UserError, atomic_write, run
+from songci.generation import DEFAULT
 
 # config.json last: without it, nothing takes the folder for a model
 FILES = [

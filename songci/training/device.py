@@ -10,7 +10,7 @@ from contextlib import suppress
 import numpy as np
 import torch
 
-from cli import UserError
+from songci.cli import UserError
 
 
 def choose_device(name: str) -> torch.device:

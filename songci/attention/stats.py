@@ -18,11 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-import fonts
-from cli import UserError
 from model import GPT
 from prepare import Vocabulary, load_dataset
-from windows import PoemWindows, poem_loss, stream_loss
+from songci import fonts
+from songci.cli import UserError
+from songci.corpus.windows import PoemWindows, poem_loss, stream_loss
 
 
 @dataclass(frozen=True, repr=False)

@@ -4,12 +4,12 @@ import math
 from dataclasses import asdict
 from itertools import pairwise
 
-from cli import UserError
-from device import choose_dtype
 from model import GPT, load_checkpoint, save_checkpoint
-from optim import load_state
 from prepare import check_same_vocabulary
-from runlog import EVALUATION_FIELDS, LOG_FIELDS, WHOLE_FIELDS
+from songci.cli import UserError
+from songci.training.device import choose_dtype
+from songci.training.optim import load_state
+from songci.training.runlog import EVALUATION_FIELDS, LOG_FIELDS, WHOLE_FIELDS
 
 SAME_ON_RESUME = [  # flags, and fields of the model's configuration
     *("n_layer", "n_head", "n_embd", "dropout", "no_pos", "no_res", "max_seq_len", "windows", "batchsize", "seed"),

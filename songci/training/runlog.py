@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cli import UserError, atomic_write
-from fonts import find
+from songci.cli import UserError, atomic_write
+from songci.fonts import find
 
 RUN_FILES = ["log.csv", "loss&perplexity.jpg", "best.pt", "last.pt", "result.json"]  # and config.json
 EVENTS = "events.out.tfevents.*"  # the names of TensorBoard's files
@@ -65,7 +65,7 @@ def provenance(data_root: Path) -> dict:
     if (data_root / "input.txt").is_file():
         with (data_root / "input.txt").open("rb") as file:
             found["corpus_sha256"] = sha256(file)
-    here = ["git", "-C", str(Path(__file__).resolve().parent)]
+    here = ["git", "-C", str(Path(__file__).resolve().parent.parent.parent)]
     try:
         for key, command in (("git_commit", ["rev-parse", "HEAD"]), ("git_changes", ["status", "--porcelain", "-uno"])):
             done = subprocess.run([*here, *command], capture_output=True, text=True, timeout=10, check=True)

@@ -11,10 +11,10 @@ from fractions import Fraction
 
 import numpy as np
 
-from inference import Path, backward, forward, pair_posterior, posterior, viterbi
-from markov import HMM, all_paths, by_definition
-from render import Formulas, Heading, Table, Text, decimal, equals, log_number, name, operand, times
-from words import Words
+from songci.hmm.inference import Path, backward, forward, pair_posterior, posterior, viterbi
+from songci.hmm.markov import HMM, all_paths, by_definition
+from songci.hmm.render import Formulas, Heading, Table, Text, decimal, equals, log_number, name, operand, times
+from songci.hmm.words import Words
 
 FORMULAS_UP_TO = 128  # T·N²: formulas with fractions up to here, tables of floats beyond
 PATHS_UP_TO = 64  # N^T: all paths are listed up to here

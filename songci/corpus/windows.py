@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cli import UserError
-from loss import IGNORE, perplexity
 from model import GPT
 from prepare import Vocabulary
+from songci.cli import UserError
+from songci.training.loss import IGNORE, perplexity
 
 TITLE = "\n+++"
 

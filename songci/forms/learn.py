@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from forms import Forms, Template
-from poems import pattern, read_clauses
+from songci.forms.poems import pattern, read_clauses
+from songci.forms.templates import Forms, Template
 
 MIN_SUPPORT = 2  # poems that share a pattern before it counts as a form: a single one may be a scribe's error
 MAX_ENDINGS = 1000  # poems of a template whose rhymes are looked at: plenty, and memory stays bounded

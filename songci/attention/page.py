@@ -3,7 +3,7 @@
 The page holds bertviz's interactive views, and still pictures of the weights, the predictions and what each head does.
 It needs no network and no Jupyter. The heatmaps of all heads are also written beside it, as a PNG of the same name.
 
-  python attnvis.py --text data/attnvis/rumengling.txt --out workdirs/quansongci/attention.html
+  python -m songci.attention --text data/attnvis/rumengling.txt --out workdirs/quansongci/attention.html
 
 attnvis.ipynb shows the same in Jupyter, and compares several runs.
 """
@@ -16,12 +16,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import attnplots
-import attnstats
-from attnstats import Reading
-from cli import ArgumentParser, UserError, atomic_write, check_writable, number, read_text, run
 from model import load_model
 from prepare import DEFAULT_DATA_ROOT, check_same_vocabulary, load_vocabulary
+from songci.attention import plots as attnplots
+from songci.attention import stats as attnstats
+from songci.attention.stats import Reading
+from songci.cli import ArgumentParser, UserError, atomic_write, check_writable, number, read_text
 
 LIBRARIES = (("xstatic.pkg.jquery", "data/jquery.min.js"), ("mpld3", "js/d3.v5.min.js"))
 DIGITS = 4  # of a weight: finer than the eye can see, and a quarter of the bytes
@@ -303,7 +303,3 @@ def main() -> None:
         with atomic_write(path) as file:
             file.write(written)
     print(f"{out}: {reading}\n{picture}: the heatmaps of all heads")
-
-
-if __name__ == "__main__":
-    run(main)

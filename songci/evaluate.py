@@ -1,7 +1,7 @@
 """The scoreboard of one or more training runs, beside poems by people.
 
-  python evaluate.py --samples 1000
-  python evaluate.py --ckpt_path workdirs/quansongci workdirs/quansongci_no_pos workdirs/quansongci_no_res
+  python -m songci.evaluate --samples 1000
+  python -m songci.evaluate --ckpt_path workdirs/quansongci workdirs/quansongci_no_pos workdirs/quansongci_no_res
 
 First the runs are compared: their losses in a table, their curves in one picture, a poem of each. Then poems are
 scored, of three kinds and over the same tunes: human (held-out poems of the validation split), free (sampled with the
@@ -23,17 +23,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cli import ArgumentParser, UserError, atomic_write, check_writable, number, read_text, run
-from constraint import FormRules
-from forms import Forms
-from generation import DEFAULT, Text, generate
-from loss import perplexity
 from model import GPT, load_model
-from poems import read_poems
 from prepare import DEFAULT_DATA_ROOT, Vocabulary
-from runlog import plot_curves, read_log
 from sample import FORM_CONTROLS, canonical_title, new_text, read_start, sample_seed, samples
-from scores import Poem, diversity, form_scores, han, novelty
+from songci.cli import ArgumentParser, UserError, atomic_write, check_writable, number, read_text, run
+from songci.forms.poems import read_poems
+from songci.forms.scores import Poem, diversity, form_scores, han, novelty
+from songci.forms.templates import Forms
+from songci.forms.writer import FormRules
+from songci.generation import DEFAULT, Text, generate
+from songci.training.loss import perplexity
+from songci.training.runlog import plot_curves, read_log
 
 CURVES = ["train_loss", "val_loss", "train_perplexity", "val_perplexity"]
 PICTURES = [".png", ".jpg", ".svg", ".pdf"]

@@ -1,8 +1,8 @@
 """What a tune (词牌) demands: clause lengths, marks and rhyme, learned from a corpus; and whether a poem keeps them.
 
-  python forms.py --show 清平乐             the tune's templates, as text
-  python forms.py --check poems.txt         where the poems of a file depart from their tunes
-  python forms.py --rhymes                  the rhyme classes, and how well they and the schemes hold on held-out poems
+  python -m songci.forms --show 清平乐             the tune's templates, as text
+  python -m songci.forms --check poems.txt         where the poems of a file depart from their tunes
+  python -m songci.forms --rhymes                  the rhyme classes, and how well they hold on held-out poems
 
 prepare.py learns the forms from the training split (see learnforms.py) and writes them into DATA_ROOT/forms.json. A
 poem is a title line `+++tune`, perhaps with a （subtitle）, and what follows; half- or full-width marks, with stanza
@@ -19,8 +19,8 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
-from cli import ArgumentParser, UserError, atomic_write, read_text, run
-from poems import Clause, is_character, pattern, read_clauses, read_poems, tune_of
+from songci.cli import ArgumentParser, UserError, atomic_write, read_text
+from songci.forms.poems import Clause, is_character, pattern, read_clauses, read_poems, tune_of
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,3 @@ def main() -> None:
         if not poems:
             raise UserError(f"no poem in {args.check}: a poem begins with a title line such as +++清平乐")
         print("\n".join(marked(tune, body, forms) for tune, body in poems), end="")
-
-
-if __name__ == "__main__":
-    run(main)

@@ -7,8 +7,8 @@ from collections import Counter
 
 import numpy as np
 
-from forms import Check, Forms, check, rhyme_pairs
-from poems import pattern, read_clauses
+from songci.forms.poems import pattern, read_clauses
+from songci.forms.templates import Check, Forms, check, rhyme_pairs
 
 Poem = tuple[str, str]
 NOVELTY_SIZES = range(3, 8)

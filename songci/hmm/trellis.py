@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-import fonts
-from cli import UserError, atomic_write
-from inference import Viterbi, backward, forward, posterior, viterbi
-from markov import HMM
-from render import plain, width
+from songci import fonts
+from songci.cli import UserError, atomic_write
+from songci.hmm.inference import Viterbi, backward, forward, posterior, viterbi
+from songci.hmm.markov import HMM
+from songci.hmm.render import plain, width
 
 SHOWN = {"delta": "δ, ψ", "alpha": "α", "beta": "β", "gamma": "γ"}  # what a node may show
 LARGEST = 24, 10  # times and states: more are not legible

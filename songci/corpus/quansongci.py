@@ -20,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from cli import UserError
+from songci.cli import UserError
 
 FILES = [f"ci.song.{first}.json" for first in range(0, 22000, 1000)]
 SHA256 = "b37d1c0fb6d448139b62ef6300ddae1148c3b13e0409fb136b54d18bad503f8a"  # of the 22 files, one after another

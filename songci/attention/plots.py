@@ -18,9 +18,9 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure  # not pyplot, which would look for a display
 from matplotlib.patches import Rectangle
 
-import attnstats
-import fonts
-from attnstats import STATISTICS, Reading
+from songci import fonts
+from songci.attention import stats as attnstats
+from songci.attention.stats import STATISTICS, Reading
 
 DPI = 80
 ROW = 24  # characters of the text in a row

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cli import UserError
+from songci.cli import UserError
 
 ROW_SUM_TOLERANCE = 1e-6
 MATRICES = {"startprob": 1, "transmat": 2, "emissionprob": 2}  # and how many dimensions each has

@@ -5,7 +5,7 @@ Writes into OUT:
   model.py           model.py with TODOs and shapes in the place of what is between `# exercise: begin` and `end`
   test_exercise.py   the tests: all fail on the blank, all pass once the steps are right
 
-  python exercise.py
+  python -m songci.exercise
   python -m pytest exercise
 
 docs/course.md says how to hand it out.
@@ -15,9 +15,9 @@ import re
 import textwrap
 from pathlib import Path
 
-from cli import ArgumentParser, UserError, atomic_write, run
+from songci.cli import ArgumentParser, UserError, atomic_write, run
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent.parent
 GRADER = HERE / "tests" / "grade_exercise.py"
 BEGIN, END = "# exercise: begin", "# exercise: end"
 WIDTH = 120

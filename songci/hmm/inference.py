@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from markov import HMM, ImpossibleSequenceError, ModelError
-from scans import Blocks, Sweep, follow
-from semirings import DEAD, LARGEST, FixedPoint, Linear, Logarithmic, Underflow
+from songci.hmm.markov import HMM, ImpossibleSequenceError, ModelError
+from songci.hmm.scans import Blocks, Sweep, follow
+from songci.hmm.semirings import DEAD, LARGEST, FixedPoint, Linear, Logarithmic, Underflow
 
 KBEST_LIMIT = 10**8  # back-pointers of kbest(), T·N·K of them, four bytes each
 

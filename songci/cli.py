@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
+PACKAGE = Path(__file__).resolve().parent
+
 
 class UserError(Exception):
     """Something a user can put right: the message names the thing, its value and the way out."""
@@ -54,7 +56,7 @@ class ArgumentParser(argparse.ArgumentParser):
 
     def __init__(self, description: str):
         # A description is a module's docstring: its paragraphs are kept as they are.
-        super().__init__(description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
+        super().__init__(program(), description=description, formatter_class=_HelpFormatter, allow_abbrev=False)
 
     def parse_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
@@ -75,6 +77,14 @@ class ArgumentParser(argparse.ArgumentParser):
             return f"; probably --ckpt_path {arg.lstrip('-')} was meant"
         close = difflib.get_close_matches(arg.partition("=")[0], self._option_string_actions, n=1)
         return f"; did you mean {close[0]}?" if close else ""
+
+
+def program() -> str:
+    """The program that is running, as its user called it: train.py, or python -m songci.forms."""
+    path = Path(sys.argv[0]).resolve()
+    if not path.is_relative_to(PACKAGE):
+        return path.name
+    return "python -m " + ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__main__")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -150,7 +160,7 @@ _ENVIRONMENT_ERRORS = {
 
 
 def _fail(message: str) -> None:
-    print(f"{Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"{program()}: error: {' '.join(message.split())}", file=sys.stderr)
     _end_output()
     sys.exit(2)
 

@@ -1,0 +1,1 @@
+"""Where a text comes from, its vocabulary, and the windows that training cuts it into."""

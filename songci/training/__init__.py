@@ -1,0 +1,1 @@
+"""What stands around the training step: checkpoints, optimiser, loss, the folder of a run, the machine."""
