@@ -1,30 +1,22 @@
-"""A GPT in the steps and the notation of the course handout, and how a trained one is saved and loaded.
+"""A GPT in the steps and the notation of the course handout.
 
 B: batch size, L: length of a sequence (seq_len), C: feature channels (n_embd), h: heads (n_head), d = C / h: channels
 of one head, V: size of the vocabulary, M: the attention mask. The architecture is GPT-2's (Radford et al. 2019):
 LayerNorm before each sublayer, learned positions, GELU, and a head that shares its weights with the token embedding.
 """
 
-import io
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-
-from prepare import Vocabulary
-from songci.cli import UserError, atomic_write
-from songci.corpus.pickles import check_checkpoint
 
 # Keys and values (B, h, L, d) -> the same after those of earlier tokens
 Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
-MAX_SIZE = 1 << 21  # of anything in a configuration: more than Unicode has characters
 PRESETS = {
     "mini": {"n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0},
     "small": {"n_layer": 6, "n_head": 6, "n_embd": 384, "dropout": 0.2},
@@ -34,7 +26,7 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """All that is needed to build a GPT. Raises UserError for sizes that do not fit together."""
+    """All that is needed to build a GPT. Raises ValueError for sizes that do not fit together."""
 
     vocab_size: int
     max_seq_len: int = 64
@@ -44,13 +36,10 @@ class GPTConfig:
     dropout: float = 0.0
     no_pos: bool = False
     no_res: bool = False
-    # The token ids of "\n+++" if it was trained on windows of poems: sampling begins a new window where they occur.
-    # Empty if its windows began anywhere.
-    title: tuple[int, ...] = ()
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
-            raise UserError(
+            raise ValueError(
                 f"--n_head {self.n_head} does not divide --n_embd {self.n_embd}: each head gets n_embd/n_head channels"
             )
 
@@ -240,89 +229,3 @@ class GPT(nn.Module):
     def num_parameters(self) -> int:
         """Each weight counted once, the shared one of embedding and head too."""
         return sum(p.numel() for p in self.parameters())
-
-
-def save_checkpoint(path: Path, model: GPT, vocabulary: Vocabulary, **extra) -> None:
-    """Writes the model, with all that is needed to use it, in one step; `extra` are plain values and tensors."""
-    buffer = io.BytesIO()  # torch.save into a file hides why a write fails
-    checkpoint = {
-        "config": asdict(model.config),
-        "vocabulary": asdict(vocabulary),
-        "model": model.state_dict(),
-        **extra,
-    }
-    torch.save(checkpoint, buffer)
-    with atomic_write(path) as file:
-        file.write(buffer.getbuffer())
-
-
-class _NoInitialisation(TorchFunctionMode):
-    """Skips torch.nn.init's functions: on the meta device they import torch's compiler, which takes a second."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in (kwargs or {}) else args[0]
-        return func(*args, **(kwargs or {}))
-
-
-def _checked_config(fields: dict) -> GPTConfig:
-    """The configuration in a checkpoint. Raises ValueError or UserError if no training can have made it."""
-    config = GPTConfig(**{**fields, "title": tuple(fields["title"])})
-    sizes = (config.vocab_size, config.max_seq_len, config.n_layer, config.n_head, config.n_embd)
-    if not all(type(size) is int and 1 <= size <= MAX_SIZE for size in sizes):
-        raise ValueError("its sizes are not valid")
-    if type(config.dropout) not in (int, float) or not 0 <= config.dropout < 1:
-        raise ValueError("its dropout is not valid")
-    if type(config.no_pos) is not bool or type(config.no_res) is not bool:
-        raise ValueError("no_pos and no_res are yes or no")
-    if config.title and not (
-        len(config.title) == 4 and all(type(token) is int and 0 <= token < config.vocab_size for token in config.title)
-    ):
-        raise ValueError("its title mark is not valid")
-    return config
-
-
-def _check_weights(weights: dict[str, Tensor], size: int) -> None:
-    """Raises ValueError for weights that a file of `size` bytes cannot hold, and for infinite ones or NaN."""
-    stored = {}  # by address: the head has the embedding's; one number may be shown as a matrix of any size
-    for weight in weights.values():
-        if type(weight) is not Tensor or weight.dtype != torch.float32 or not weight.is_contiguous():
-            raise ValueError("its weights are of another kind")
-        stored[weight.untyped_storage().data_ptr()] = weight.untyped_storage().nbytes()
-    if sum(stored.values()) > size:
-        raise ValueError("its weights are larger than the file")
-    if not all(weight.isfinite().all() for weight in weights.values()):
-        raise ValueError("its weights are not finite")
-
-
-def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> tuple[GPT, Vocabulary, dict]:
-    """Reads what save_checkpoint() wrote: the model, its vocabulary, and the whole dictionary.
-
-    Runs no code that a hostile file may hold. Raises UserError if the file is missing or damaged.
-    """
-    if not path.is_file():
-        raise UserError(f"no checkpoint {path}: run train.py --ckpt_path {path.parent} first")
-    file = path.open("rb")
-    try:
-        check_checkpoint(file)
-        checkpoint = torch.load(file, map_location=device, weights_only=True)
-        config, weights = _checked_config(checkpoint["config"]), checkpoint["model"]
-        vocabulary = Vocabulary(**checkpoint["vocabulary"])
-        if len(vocabulary) != config.vocab_size or len(weights) < config.n_layer:
-            raise ValueError("its parts do not belong together")
-        _check_weights(weights, path.stat().st_size)
-        with torch.device("meta"), _NoInitialisation():  # no memory before the weights are seen to fit
-            model = GPT(config)
-        model.load_state_dict(weights, assign=True)
-        model.head.weight = model.token_embedding.weight
-    except Exception as error:  # a damaged file can raise anything
-        raise UserError(f"checkpoint {path} is damaged or not ours ({type(error).__name__}): train again") from None
-    finally:
-        file.close()
-    return model, vocabulary, checkpoint
-
-
-def load_model(ckpt_path: str | Path, device: str | torch.device = "cpu") -> tuple[GPT, Vocabulary]:
-    """The best model of a training run, ready to use, and its vocabulary. Raises UserError if there is none."""
-    model, vocabulary, _ = load_checkpoint(Path(ckpt_path) / "best.pt", device)
-    return model.eval(), vocabulary

@@ -15,116 +15,34 @@ A character is chosen in this order: what the form allows, repetition penalty, t
 """
 
 import json
-import re
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-from model import GPT, load_model
-from prepare import DEFAULT_DATA_ROOT, Vocabulary, check_same_vocabulary, load_vocabulary
-from songci.cli import ArgumentParser, UserError, number, read_text, run
+from model import GPT
+from songci.cli import ArgumentParser, UserError, number, run
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary, check_same_vocabulary, load_vocabulary
 from songci.forms.poems import read_poems
 from songci.forms.templates import Forms, check
 from songci.forms.writer import FormRules, FormWriter
-from songci.generation import DEFAULT, KEEP, Controls, Text, generate
-from songci.training.device import choose_device, seed_of
+from songci.generation import (
+    DEFAULT,
+    FORM_CONTROLS,
+    KEEP,
+    Controls,
+    Sample,
+    Text,
+    canonical_title,
+    generate,
+    new_text,
+    read_start,
+    sample_seed,
+    samples,
+)
+from songci.training.checkpoint import Trained, load_model
+from songci.training.device import choose_device
 
 SEPARATOR = "-" * 15
-# Held to a form, the model repeats characters more often than poets do; the penalty mends that (docs/results.md).
-FORM_CONTROLS = replace(DEFAULT, repetition_penalty=1.2)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A text that begins with the prompt; its number of new tokens, and their mean log-likelihood in nats."""
-
-    text: str
-    tokens: int
-    mean_log_likelihood: float | None
-
-
-def read_start(start: str) -> str:
-    """The text that --start stands for: FILE:path is read, \\n typed in a shell is a line end.
-
-    Raises UserError if it is empty or the file cannot be read.
-    """
-    if start.startswith("FILE:"):
-        start = read_text(Path(start.removeprefix("FILE:")))
-    else:
-        start = start.replace("\\n", "\n")
-    if not start:
-        raise UserError('--start is empty: give at least one character, such as "\\n" or +++清平乐')
-    return start
-
-
-def canonical_title(start: str, aliases: dict[str, str]) -> str:
-    """Replaces another name of a tune in a title line by the one that the corpus uses, and says so on stderr.
-
-    aliases: {other name: the corpus's}.
-    """
-    match = re.match(r"\+\+\+([^\n（(]+)", start)
-    if match is None or match[1] not in aliases:
-        return start
-    print(f"{match[1]} is another name of {aliases[match[1]]}, which the corpus uses", file=sys.stderr)
-    return f"+++{aliases[match[1]]}{start[match.end() :]}"
-
-
-def sample_seed(seed: int, index: int, attempt: int = 0) -> int:
-    """The seed of an attempt at the sample `index` of a run: the same whatever the batch, and unlike any other's."""
-    return seed_of(seed, index, attempt)
-
-
-def new_text(
-    model: GPT, vocabulary: Vocabulary, start: str, seed: int, rules: FormRules | None = None, **window
-) -> Text:
-    """A text for generate() that begins with `start`; held to a form if there are rules. window: see samples()."""
-    constraint = FormWriter(rules, start) if rules else None
-    return Text(model.config, vocabulary.encode(start).tolist(), seed, constraint=constraint, **window)
-
-
-def samples(
-    model: GPT,
-    vocabulary: Vocabulary,
-    start: str,
-    num_samples: int,
-    max_new_tokens: int,
-    seed: int = 1,
-    batch: int = 100,
-    controls: Controls = DEFAULT,
-    poems: bool = False,
-    rules: FormRules | None = None,
-    best_of: int = 1,
-    **window,
-) -> Iterator[Sample]:
-    """`num_samples` continuations of `start`, `batch` texts at a time. The same seed gives the same texts.
-
-    poems: each ends with its poem. rules: each is one poem that keeps a form, whatever max_new_tokens. best_of: each is
-    the likeliest of this many, by the mean log-likelihood of the characters that the form left free.
-    window: keep and exact of generation.Context.
-    """
-    best = None
-    for first in range(0, num_samples * best_of, batch):
-        tries = range(first, min(first + batch, num_samples * best_of))
-        seeds = [sample_seed(seed, i // best_of, i % best_of) for i in tries]
-        texts = [new_text(model, vocabulary, start, own_seed, rules, **window) for own_seed in seeds]
-        for _ in generate(model, texts, sys.maxsize if rules else max_new_tokens, controls, stop_at_title=poems):
-            pass
-        for i, text in zip(tries, texts, strict=True):
-            if i % best_of == 0 or text.mean_free_log_likelihood > best.mean_free_log_likelihood:
-                best = text
-            if i % best_of == best_of - 1:
-                new = vocabulary.decode(best.new)
-                mean = best.log_likelihood / len(new) if new else None
-                if rules or (poems and best.done):
-                    new = without_next_title(new)
-                yield Sample(start + new, len(best.new), mean)
-
-
-def without_next_title(text: str) -> str:
-    """A finished poem without the title mark that follows it."""
-    return text.removesuffix("+++").rstrip("\n") + "\n"
 
 
 def verdict(text: str, forms: Forms | None) -> dict:
@@ -215,20 +133,21 @@ KEEP_HELP = (
 )
 
 
-def load(args) -> tuple[GPT, Vocabulary, dict[str, str]]:
-    """The model, its vocabulary, and the aliases of the data set. Raises UserError if they do not belong together."""
+def load(args) -> tuple[Trained, dict[str, str]]:
+    """The model, and the aliases of the data set. Raises UserError if they do not belong together."""
     device = choose_device(args.device)
     data_vocabulary = load_vocabulary(args.data_root)
-    model, vocabulary = load_model(args.ckpt_path, device)
-    check_same_vocabulary(vocabulary, args.ckpt_path, data_vocabulary, args.data_root)
-    if args.stop_at_poem_end and not model.config.title:
+    trained = load_model(args.ckpt_path, device)
+    check_same_vocabulary(trained.vocabulary, args.ckpt_path, data_vocabulary, args.data_root)
+    if args.stop_at_poem_end and not trained.title:
         raise UserError(f"--stop_at_poem_end: the model in {args.ckpt_path} was not trained on windows of poems")
-    return model, vocabulary, data_vocabulary.aliases
+    return trained, data_vocabulary.aliases
 
 
 def main() -> None:
     args = parse_args()
-    model, vocabulary, aliases = load(args)
+    trained, aliases = load(args)
+    model, vocabulary, _ = trained
     start = canonical_title(read_start(args.start), aliases)
     vocabulary.encode(start)  # an unknown character is reported before anything else
     wanted = args.form or (args.format == "jsonl" and (Path(args.data_root) / "forms.json").is_file())
@@ -245,13 +164,13 @@ def main() -> None:
     if args.format == "text" and (args.stream or alone):
         for i in range(args.num_samples):
             print(f"{SEPARATOR}\n" * (i > 0), end="")
-            text = new_text(model, vocabulary, start, sample_seed(args.seed, i), rules, **window)
+            text = new_text(trained, start, sample_seed(args.seed, i), rules, **window)
             bound = sys.maxsize if rules else args.max_new_tokens
             stream(model, vocabulary, text, bound, controls=controls, stop_at_title=args.stop_at_poem_end)
         return
     began, tokens = time.perf_counter(), 0
     made = samples(
-        *(model, vocabulary, start, args.num_samples, args.max_new_tokens, args.seed, args.batch, controls),
+        *(trained, start, args.num_samples, args.max_new_tokens, args.seed, args.batch, controls),
         poems=args.stop_at_poem_end,
         rules=rules,
         best_of=args.best_of,

@@ -26,12 +26,14 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-from model import GPT, PRESETS, GPTConfig, load_checkpoint, save_checkpoint
-from prepare import DEFAULT_DATA_ROOT, load_dataset
+from model import GPT, PRESETS, GPTConfig
 from songci.cli import ArgumentParser, Interrupted, UserError, atomic_write, deferred_signals, number, run
-from songci.corpus.windows import Batches, Measures, PoemWindows, Windows, title_ids, use_poem_windows
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, load_dataset
+from songci.corpus.windows import IGNORE, Batches, PoemWindows, Windows, title_ids, use_poem_windows
+from songci.training.checkpoint import load_checkpoint, save_checkpoint
 from songci.training.device import allow_tf32, check_compiler, choose_device, choose_dtype, keep_large_blocks, seed_of
-from songci.training.loss import IGNORE, TrainingLoss, perplexity
+from songci.training.loss import TrainingLoss, perplexity
+from songci.training.measure import Measures
 from songci.training.optim import make_optimizers, schedule
 from songci.training.parallel import Parallel, accumulate, end_together
 from songci.training.resume import resume, save_last
@@ -74,7 +76,8 @@ class Trainer:
         windows = Windows(train_tokens, args.max_seq_len, args.seed, poems if self.by_poem else None)
         self.batches = Batches(windows, args.batchsize, self.device)
         torch.manual_seed(args.seed)
-        config = model_config(args, len(self.vocabulary), title if self.by_poem else ())
+        self.title = title if self.by_poem else ()
+        config = model_config(args, len(self.vocabulary))
         self.model = GPT(config).to(self.device)
         self.training_loss = TrainingLoss(self.model, self.dtype, args.compile)
         self.loss = self.parallel.wrap(self.training_loss)
@@ -170,7 +173,7 @@ class Trainer:
         if val_loss < self.best_loss:
             self.best_loss = val_loss
             best = {"iteration": self.iteration, "val_loss": val_loss}
-            save_checkpoint(self.folder / "best.pt", self.result_model, self.vocabulary, **best)
+            save_checkpoint(self.folder / "best.pt", self.result_model, self.vocabulary, self.title, **best)
         save_last(self)
         write_log(self.folder / "log.csv", self.rows)
         plot_curves({"": self.rows}, self.folder / "loss&perplexity.jpg")
@@ -228,11 +231,14 @@ class Trainer:
         self.signal = number
 
 
-def model_config(args, vocab_size: int, title: tuple[int, ...] = ()) -> GPTConfig:
+def model_config(args, vocab_size: int) -> GPTConfig:
     """The preset that --model names, with what the other flags override."""
     sizes = {**PRESETS[args.model]}
     sizes.update({name: getattr(args, name) for name in sizes if getattr(args, name) is not None})
-    return GPTConfig(vocab_size, args.max_seq_len, **sizes, no_pos=args.no_pos, no_res=args.no_res, title=title)
+    try:
+        return GPTConfig(vocab_size, args.max_seq_len, **sizes, no_pos=args.no_pos, no_res=args.no_res)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 MODEL_HELP = "sizes, which the next four flags override: " + "; ".join(

@@ -16,13 +16,13 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from model import GPT, load_model
-from prepare import DEFAULT_DATA_ROOT, Vocabulary
-from sample import FORM_CONTROLS, samples
 from songci.cli import read_text
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT
 from songci.forms.poems import pattern, read_clauses, read_poems
 from songci.forms.templates import Forms, check
 from songci.forms.writer import FormRules
+from songci.generation import FORM_CONTROLS, samples
+from songci.training.checkpoint import Trained, load_model
 
 TUNES = ["清平乐", "浣溪沙", "菩萨蛮", "如梦令", "蝶恋花", "水调歌头"]
 
@@ -35,17 +35,17 @@ def attested_forms(data_root: str) -> dict[str, Counter]:
     return forms
 
 
-def every_tune(model: GPT, vocabulary: Vocabulary, learned: Forms, num_samples: int) -> None:
+def every_tune(trained: Trained, learned: Forms, num_samples: int) -> None:
     """Samples held to a form: how many keep form and rhyme, and the time of one long poem."""
-    rules, good, total, start = FormRules(learned, vocabulary), 0, 0, time.perf_counter()
+    rules, good, total, start = FormRules(learned, trained.vocabulary), 0, 0, time.perf_counter()
     for tune in learned.tunes:
-        for sample in samples(model, vocabulary, f"+++{tune}\n", num_samples, 0, rules=rules, controls=FORM_CONTROLS):
+        for sample in samples(trained, f"+++{tune}\n", num_samples, 0, rules=rules, controls=FORM_CONTROLS):
             good += check(tune, sample.text.partition("\n")[2], learned).rhyme
             total += 1
     seconds = time.perf_counter() - start
     print(f"{len(learned.tunes)} tunes: {good} of {total} poems in form and in rhyme, in {seconds:.0f} s")
     start = time.perf_counter()
-    [sample] = samples(model, vocabulary, "+++水调歌头\n", 1, 0, rules=rules, controls=FORM_CONTROLS)
+    [sample] = samples(trained, "+++水调歌头\n", 1, 0, rules=rules, controls=FORM_CONTROLS)
     print(f"one 水调歌头 of {sample.tokens} characters: {time.perf_counter() - start:.2f} s")
 
 
@@ -64,15 +64,15 @@ def main() -> None:
     tunes = TUNES
     if args.commonest:
         tunes = sorted(forms, key=lambda tune: -forms[tune].total())[: args.commonest]
-    model, vocabulary = load_model(args.ckpt_path, torch.device("cpu"))
+    trained = load_model(args.ckpt_path, torch.device("cpu"))
     if args.form:
-        every_tune(model, vocabulary, Forms.load(args.data_root), args.num_samples)
+        every_tune(trained, Forms.load(args.data_root), args.num_samples)
         return
     print("| tune | poems in an attested form | share |\n|---|---|---|")
     good = 0
     for tune in tunes:
         start = f"+++{tune}\n"
-        made = samples(model, vocabulary, start, args.num_samples, args.max_new_tokens, poems=True)
+        made = samples(trained, start, args.num_samples, args.max_new_tokens, poems=True)
         fitting = sum(pattern(read_clauses(sample.text.removeprefix(start))) in forms[tune] for sample in made)
         good += fitting
         print(f"| {tune} | {fitting} of {args.num_samples} | {fitting / args.num_samples:.0%} |", flush=True)

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from prepare import DEFAULT_DATA_ROOT, prepare
+from prepare import prepare
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT
 
 
 def plain(folder: Path) -> None:

@@ -24,8 +24,8 @@ from training import first_64
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from songci.corpus import windows
-from songci.corpus.windows import PoemWindows, poem_loss, poem_starts, stream_loss, title_ids
-from songci.training.loss import IGNORE
+from songci.corpus.windows import IGNORE, PoemWindows, poem_starts, title_ids
+from songci.training.measure import poem_loss, stream_loss
 
 CHANGES = {  # name: (flags of train.py, changes of what has no flag)
     "default": ([], {}),

@@ -26,11 +26,13 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from model import GPT, PRESETS, GPTConfig, load_model
-from prepare import DEFAULT_DATA_ROOT, load_dataset
-from songci.corpus.windows import PoemWindows, poem_loss, title_ids
+from model import GPT, PRESETS, GPTConfig
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, load_dataset
+from songci.corpus.windows import PoemWindows
 from songci.generation import Context, Controls, KVCache, Text, generate, next_logits, sample_next
+from songci.training.checkpoint import load_model
 from songci.training.loss import perplexity
+from songci.training.measure import poem_loss
 
 VOCAB_SIZE, SEQ_LEN = 5916, 64
 
@@ -41,7 +43,7 @@ def new_model(preset: str) -> GPT:
 
 
 def ours(model: GPT, texts: int, tokens: int) -> None:
-    for _ in generate(model, [Text(model.config, [0], seed) for seed in range(texts)], tokens):
+    for _ in generate(model, [Text(model.config.max_seq_len, (), [0], seed) for seed in range(texts)], tokens):
         pass
 
 
@@ -115,7 +117,7 @@ def length(args) -> None:
     model = new_model("mini")
     print("| tokens | µs a token |\n|---|---|")
     start = time.perf_counter()
-    for i, _ in enumerate(generate(model, [Text(model.config, [0], 0)], 10_000), start=1):
+    for i, _ in enumerate(generate(model, [Text(model.config.max_seq_len, (), [0], 0)], 10_000), start=1):
         if i % 1000 == 0:
             print(f"| {i - 999:,} to {i:,} | {1e3 * (time.perf_counter() - start):.0f} |")
             start = time.perf_counter()
@@ -126,7 +128,7 @@ def limit(args) -> None:
     """The time of a step, and what it would be if only the weights were read, or only the head's product computed."""
     for texts in (1, 10, 100):
         model = new_model("mini")
-        contexts = [Context(model.config, [0]) for _ in range(texts)]
+        contexts = [Context(model.config.max_seq_len, (), [0]) for _ in range(texts)]
         cache, rows = KVCache(model, texts), list(range(texts))
         uniform = torch.rand(texts, dtype=torch.double)
         seconds = {"model": 0.0, "choice": 0.0}
@@ -157,11 +159,11 @@ def limit(args) -> None:
 @torch.inference_mode()
 def window(args) -> None:
     """The perplexity of held-out text in windows that move on and keep a share, and in full ones at every step."""
-    model, vocabulary = load_model(args.ckpt_path)
+    model, _, title = load_model(args.ckpt_path)
     _, _, tokens = load_dataset(args.data_root)
     size = model.config.max_seq_len
-    if model.config.title:
-        poems = PoemWindows.of(tokens, title_ids(vocabulary), size)
+    if title:
+        poems = PoemWindows.of(tokens, title, size)
         later = poems[poems.scored > 0]
         spans = zip(later.start, later.scored, later.length, strict=True)
         places = np.array([start + i for start, scored, length in spans for i in range(scored, length)])[::16]

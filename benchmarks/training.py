@@ -28,9 +28,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from model import PRESETS
-from songci.corpus.windows import PoemWindows, poem_loss, stack_windows, stream_loss, title_ids
+from songci.corpus.windows import PoemWindows, stack_windows, title_ids
 from songci.training.device import keep_large_blocks
 from songci.training.loss import perplexity
+from songci.training.measure import poem_loss, stream_loss
 
 SEQ_LEN, BATCHSIZE = 64, 16
 

@@ -23,15 +23,24 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from model import GPT, load_model
-from prepare import DEFAULT_DATA_ROOT, Vocabulary
-from sample import FORM_CONTROLS, canonical_title, new_text, read_start, sample_seed, samples
 from songci.cli import ArgumentParser, UserError, atomic_write, check_writable, number, read_text, run
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT
 from songci.forms.poems import read_poems
 from songci.forms.scores import Poem, diversity, form_scores, han, novelty
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
-from songci.generation import DEFAULT, Text, generate
+from songci.generation import (
+    DEFAULT,
+    FORM_CONTROLS,
+    Text,
+    canonical_title,
+    generate,
+    new_text,
+    read_start,
+    sample_seed,
+    samples,
+)
+from songci.training.checkpoint import Trained, load_model
 from songci.training.loss import perplexity
 from songci.training.runlog import plot_curves, read_log
 
@@ -89,8 +98,8 @@ def report(folders: list[Path], start: str, max_new_tokens: int, seed: int, pict
     for folder in folders:
         name = str(folder) if [other.name for other in folders].count(folder.name) > 1 else folder.name
         results[name], logs[name] = read_run(folder)
-        model, vocabulary = load_model(folder)
-        [sample] = samples(model, vocabulary, canonical_title(start, vocabulary.aliases), 1, max_new_tokens, seed)
+        trained = load_model(folder)
+        [sample] = samples(trained, canonical_title(start, trained.vocabulary.aliases), 1, max_new_tokens, seed)
         poems.append(f"`{name}`:\n\n```\n{sample.text.strip()}\n```")
     parts = [command_line(), markdown_table(results)]
     if picture:
@@ -111,17 +120,17 @@ def held_out_poems(data_root: str, forms: Forms, count: int, seed: int) -> tuple
     return chosen, list(read_poems(text[:cut].splitlines(keepends=True)))
 
 
-def write_poems(model: GPT, vocabulary: Vocabulary, tunes: list[str], seed: int, rules: FormRules | None) -> list[Text]:
+def write_poems(trained: Trained, tunes: list[str], seed: int, rules: FormRules | None) -> list[Text]:
     """A poem of each of the tunes, sampled as sample.py does by default; held to a form if there are rules."""
     order = sorted(range(len(tunes)), key=lambda i: tunes[i])  # poems of a length together: they end at one time
     texts: dict[int, Text] = {}
     for first in tqdm(range(0, len(tunes), 100), desc="form" if rules else "free", unit="batch", disable=None):
         batch = {}
         for i in order[first : first + 100]:
-            batch[i] = new_text(model, vocabulary, f"+++{tunes[i]}\n", sample_seed(seed, i), rules)
+            batch[i] = new_text(trained, f"+++{tunes[i]}\n", sample_seed(seed, i), rules)
         bound = sys.maxsize if rules else MAX_POEM
         controls = FORM_CONTROLS if rules else DEFAULT
-        for _ in generate(model, list(batch.values()), bound, controls, stop_at_title=rules is None):
+        for _ in generate(trained.model, list(batch.values()), bound, controls, stop_at_title=rules is None):
             pass
         texts |= batch
     return [texts[i] for i in range(len(tunes))]
@@ -146,13 +155,12 @@ def scoreboard(folders: list[Path], data_root: str, count: int, seed: int) -> di
     tunes = [tune for tune, _ in human]
     sets, scores = {"human": human}, {"human": {}}
     for folder in folders:
-        model, vocabulary = load_model(folder)
+        trained = load_model(folder)
+        vocabulary = trained.vocabulary
         for kind in ("free", "form"):
             name = f"{folder.name}, {kind}"
             start = time.perf_counter()
-            texts = write_poems(
-                model, vocabulary, tunes, seed, FormRules(forms, vocabulary) if kind == "form" else None
-            )
+            texts = write_poems(trained, tunes, seed, FormRules(forms, vocabulary) if kind == "form" else None)
             seconds = time.perf_counter() - start
             bodies = [vocabulary.decode(text.new) for text in texts]
             sets[name] = list(zip(tunes, bodies, strict=True))

@@ -22,10 +22,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from model import GPT, load_model
-from prepare import DEFAULT_DATA_ROOT, Vocabulary
+from model import GPT
 from songci.cli import ArgumentParser, UserError, atomic_write, run
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary
 from songci.generation import DEFAULT
+from songci.training.checkpoint import load_model
 
 # config.json last: without it, nothing takes the folder for a model
 FILES = [
@@ -123,13 +124,13 @@ def read_json(path: Path) -> dict:
     return found if isinstance(found, dict) else {}
 
 
-def model_card(model: GPT, vocabulary: Vocabulary, ckpt_path: Path, name: str) -> str:
+def model_card(model: GPT, vocabulary: Vocabulary, poems: bool, ckpt_path: Path, name: str) -> str:
     """README.md for a folder `name`: what the model is, how to use it, how it was trained, its losses, its corpus."""
     settings, result = read_json(ckpt_path / "config.json"), read_json(ckpt_path / "result.json")
     c, default_corpus = model.config, Path(settings.get("data_root", "")).name == Path(DEFAULT_DATA_ROOT).name
     front = ["language: zh", "license: mit"] if default_corpus else []
     front += ["library_name: transformers", "pipeline_tag: text-generation", "tags: [gpt2, character-level, poetry]"]
-    prompt = example_prompt(model, vocabulary)
+    prompt = example_prompt(vocabulary, poems)
     parts = [
         "\n".join(["---", *front, "---"]),
         f"# Songci GPT: {ckpt_path.resolve().name}",
@@ -139,9 +140,9 @@ def model_card(model: GPT, vocabulary: Vocabulary, ckpt_path: Path, name: str) -
         "Made by `export.py` of Songci GPT.",
         "## How to use",
         USE.format(name=json.dumps(name, ensure_ascii=False), prompt=json.dumps(prompt, ensure_ascii=False)),
-        LIMITS.format(window=c.max_seq_len, title=TITLE_LIMIT if c.title else ""),
+        LIMITS.format(window=c.max_seq_len, title=TITLE_LIMIT if poems else ""),
         "## How it was trained",
-        training_facts(settings, result, bool(c.title)),
+        training_facts(settings, result, poems),
         *losses(result),
         "## Corpus",
         CORPUS if default_corpus else "A text of its user's own, who knows its source and its licence.",
@@ -149,9 +150,9 @@ def model_card(model: GPT, vocabulary: Vocabulary, ckpt_path: Path, name: str) -
     return "\n\n".join(parts) + "\n"
 
 
-def example_prompt(model: GPT, vocabulary: Vocabulary) -> str:
+def example_prompt(vocabulary: Vocabulary, poems: bool) -> str:
     """A prompt whose characters are all in the vocabulary."""
-    for prompt in ("+++清平乐\n", "+++") if model.config.title else ("\n",):
+    for prompt in ("+++清平乐\n", "+++") if poems else ("\n",):
         if set(prompt) <= set(vocabulary.chars):
             return prompt
     return vocabulary.chars[-1]
@@ -223,14 +224,14 @@ def export(ckpt_path: str | Path, out: str | Path, overwrite: bool = False) -> N
         raise UserError(f"{error.name} is not installed: pip install safetensors tokenizers") from None
     folder = Path(out).resolve()
     check_out(folder, overwrite)
-    model, vocabulary = load_model(ckpt_path)
+    model, vocabulary, title = load_model(ckpt_path)
     configs = {"tokenizer_config": tokenizer_config, "generation_config": generation_config, "config": gpt2_config}
     weights = safetensors.torch.save(gpt2_weights(model), {"format": "pt"})
 
     def write(new: Path) -> None:
         write_file(new / "model.safetensors", weights)
         write_file(new / "tokenizer.json", tokenizer_json(vocabulary))
-        write_file(new / "README.md", model_card(model, vocabulary, Path(ckpt_path), folder.name))
+        write_file(new / "README.md", model_card(model, vocabulary, bool(title), Path(ckpt_path), folder.name))
         for name, make in configs.items():
             write_file(new / f"{name}.json", json.dumps(make(model), indent=2) + "\n")
 

@@ -6,8 +6,11 @@ again; that happens once in many tokens, so the mean cost of a token is the same
 """
 
 import math
+import re
+import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -15,7 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model import GPT, GPTConfig
+from model import GPT
+from songci.cli import UserError, read_text
+from songci.forms.writer import FormRules, FormWriter
+from songci.training.checkpoint import Trained
+from songci.training.device import seed_of
 
 KEEP = 0.5  # share of a full window that is kept, for models of streams; for models of poems it is half, as in training
 
@@ -71,24 +78,26 @@ class CacheSlice:
 class Context:
     """The part of a growing text that the model sees, as it saw texts in training; at most max_seq_len tokens.
 
-    Trained on windows of poems (config.title): from the newest title mark on; when the window is full, its older half
+    Trained on windows of poems, whose mark is `title`: from the newest mark on; when the window is full, its older half
     is dropped. Trained on windows that begin anywhere: the same without titles, and `keep` says which share of a full
     window stays. exact: of a full window, only the oldest token is dropped.
     """
 
-    def __init__(self, config: GPTConfig, prompt: list[int], keep: float = KEEP, exact: bool = False):
-        size = config.max_seq_len
-        kept = size // 2 + size % 2 if config.title else math.ceil(keep * size)
+    def __init__(
+        self, max_seq_len: int, title: tuple[int, ...], prompt: list[int], keep: float = KEEP, exact: bool = False
+    ):
+        size = max_seq_len
+        kept = size // 2 + size % 2 if title else math.ceil(keep * size)
         self.kept = size - 1 if exact else min(max(kept, 1), size - 1)
-        self.config, self.ids = config, []
+        self.max_seq_len, self.title, self.ids = max_seq_len, title, []
         self.cached = 0  # the number of ids that the cache holds
-        self.tail = list(config.title[:1])  # the newest tokens; a title line begins the text or follows a line end
+        self.tail = list(title[:1])  # the newest tokens; a title line begins the text or follows a line end
         for token in prompt:
             self.append(token)
 
     def append(self, token: int) -> None:
         """Adds the next token of the text, and moves the window on where training would."""
-        title, size = self.config.title, self.config.max_seq_len
+        title, size = self.title, self.max_seq_len
         if title:
             self.tail = [*self.tail, token][-len(title) :]
             if tuple(self.tail) == title:
@@ -110,9 +119,10 @@ def next_logits(model: GPT, contexts: list[Context], cache: KVCache, rows: list[
         if group:
             features[group] = read(model, [contexts[i] for i in group], cache, [rows[i] for i in group])
     logits = model.head(features)
-    for row in (row for row, context in enumerate(contexts) if not context.ids):
-        logits[row] = -math.inf  # a window of poems begins with a title mark
-        logits[row, model.config.title[1]] = 0.0
+    for row, context in enumerate(contexts):
+        if not context.ids:
+            logits[row] = -math.inf  # a window of poems begins with a title mark
+            logits[row, context.title[1]] = 0.0
     return logits
 
 
@@ -207,7 +217,8 @@ class Text:
 
     def __init__(
         self,
-        config: GPTConfig,
+        max_seq_len: int,
+        title: tuple[int, ...],
         prompt: list[int],
         seed: int,
         keep: float = KEEP,
@@ -216,7 +227,7 @@ class Text:
     ):
         self.prompt = prompt
         self.constraint = constraint
-        self.context = Context(config, prompt, keep, exact)
+        self.context = Context(max_seq_len, title, prompt, keep, exact)
         self.generator = torch.Generator().manual_seed(seed)
         self.numbers: list[float] = []
         self.new: list[int] = []
@@ -252,7 +263,7 @@ class Text:
 
     def at_next_title(self) -> bool:
         """Whether its newest tokens are a title mark, all of it written by the model."""
-        title = self.context.config.title
+        title = self.context.title
         return bool(title) and tuple(self.context.tail) == title and len(self.new) >= len(title)
 
 
@@ -307,3 +318,98 @@ def allowed_tokens(texts: list[Text], logits: Tensor) -> Tensor:
     everything = torch.ones(logits.size(-1), dtype=torch.bool)
     rows = [everything if text.constraint is None else text.constraint.allowed() for text in texts]
     return torch.stack(rows).to(logits.device)
+
+
+# Held to a form, the model repeats characters more often than poets do; the penalty mends that (docs/results.md).
+FORM_CONTROLS = replace(DEFAULT, repetition_penalty=1.2)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A text that begins with the prompt; its number of new tokens, and their mean log-likelihood in nats."""
+
+    text: str
+    tokens: int
+    mean_log_likelihood: float | None
+
+
+def read_start(start: str) -> str:
+    """The text that --start stands for: FILE:path is read, \\n typed in a shell is a line end.
+
+    Raises UserError if it is empty or the file cannot be read.
+    """
+    if start.startswith("FILE:"):
+        start = read_text(Path(start.removeprefix("FILE:")))
+    else:
+        start = start.replace("\\n", "\n")
+    if not start:
+        raise UserError('--start is empty: give at least one character, such as "\\n" or +++清平乐')
+    return start
+
+
+def canonical_title(start: str, aliases: dict[str, str]) -> str:
+    """Replaces another name of a tune in a title line by the one that the corpus uses, and says so on stderr.
+
+    aliases: {other name: the corpus's}.
+    """
+    match = re.match(r"\+\+\+([^\n（(]+)", start)
+    if match is None or match[1] not in aliases:
+        return start
+    print(f"{match[1]} is another name of {aliases[match[1]]}, which the corpus uses", file=sys.stderr)
+    return f"+++{aliases[match[1]]}{start[match.end() :]}"
+
+
+def sample_seed(seed: int, index: int, attempt: int = 0) -> int:
+    """The seed of an attempt at the sample `index` of a run: the same whatever the batch, and unlike any other's."""
+    return seed_of(seed, index, attempt)
+
+
+def new_text(trained: Trained, start: str, seed: int, rules: FormRules | None = None, **window) -> Text:
+    """A text for generate() that begins with `start`; held to a form if there are rules. window: see samples()."""
+    constraint = FormWriter(rules, start) if rules else None
+    prompt = trained.vocabulary.encode(start).tolist()
+    return Text(trained.model.config.max_seq_len, trained.title, prompt, seed, constraint=constraint, **window)
+
+
+def samples(
+    trained: Trained,
+    start: str,
+    num_samples: int,
+    max_new_tokens: int,
+    seed: int = 1,
+    batch: int = 100,
+    controls: Controls = DEFAULT,
+    poems: bool = False,
+    rules: FormRules | None = None,
+    best_of: int = 1,
+    **window,
+) -> Iterator[Sample]:
+    """`num_samples` continuations of `start`, `batch` texts at a time. The same seed gives the same texts.
+
+    poems: each ends with its poem. rules: each is one poem that keeps a form, whatever max_new_tokens. best_of: each is
+    the likeliest of this many, by the mean log-likelihood of the characters that the form left free.
+    window: keep and exact of generation.Context.
+    """
+    best = None
+    for first in range(0, num_samples * best_of, batch):
+        tries = range(first, min(first + batch, num_samples * best_of))
+        seeds = [sample_seed(seed, i // best_of, i % best_of) for i in tries]
+        texts = [new_text(trained, start, own_seed, rules, **window) for own_seed in seeds]
+        for _ in generate(
+            trained.model, texts, sys.maxsize if rules else max_new_tokens, controls, stop_at_title=poems
+        ):
+            pass
+        for i, text in zip(tries, texts, strict=True):
+            if i % best_of == 0 or text.mean_free_log_likelihood > best.mean_free_log_likelihood:
+                best = text
+            if i % best_of == best_of - 1:
+                new = trained.vocabulary.decode(best.new)
+                mean = best.log_likelihood / len(new) if new else None
+                if rules or (poems and best.done):
+                    new = without_next_title(new)
+                yield Sample(start + new, len(best.new), mean)
+
+
+def without_next_title(text: str) -> str:
+    """A finished poem without the title mark that follows it."""
+    return text.removesuffix("+++").rstrip("\n") + "\n"

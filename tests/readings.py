@@ -5,8 +5,8 @@ from pathlib import Path
 from conftest import ROOT, train_tiny
 
 import prepare
-from model import load_model
 from songci.attention import stats as attnstats
+from songci.training.checkpoint import load_model
 
 POEM = (ROOT / "data/attnvis/rumengling.txt").read_text(encoding="utf-8")
 DATA, RUN = "data/quansongci", "workdirs/quansongci"
@@ -25,4 +25,5 @@ def make_project(folder: Path, *flags: str) -> Path:
 def read_corpus(data_root: Path, ckpt_path: Path) -> attnstats.Reading:
     """The first 14 characters of the corpus, with a title and a line end, as the model of conftest reads them."""
     text = (data_root / "input.txt").read_text(encoding="utf-8")
-    return attnstats.read(*load_model(ckpt_path), text[:14], "small")
+    model, vocabulary, title = load_model(ckpt_path)
+    return attnstats.read(model, vocabulary, text[:14], "small", title)

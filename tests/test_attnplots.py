@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from readings import read_corpus
 
-from prepare import Vocabulary
 from songci import fonts
 from songci.attention import plots as attnplots
 from songci.attention import stats as attnstats
+from songci.corpus.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_statistics_and_ablation_are_matrices_layers_by_heads(reading, data_root
     assert drawn(axes).shape == (2, 2) and axes.get_title().startswith("rise of the loss\nfrom ")
     whole = attnstats.text_loss(reading)
     assert f"from {whole:.3f}" in attnplots.ablation(reading).axes[0].get_title()
-    on_validation = attnstats.validation_loss(data_root, reading.model, num_windows=2)()
+    on_validation = attnstats.validation_loss(data_root, reading.model, reading.title, num_windows=2)()
     assert f"from {on_validation:.3f}" in axes.get_title() and on_validation != pytest.approx(whole, abs=1e-3)
 
 

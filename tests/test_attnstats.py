@@ -110,7 +110,7 @@ def test_validation_loss_is_the_same_each_time_and_of_so_many_windows(reading, d
     used = []
     real = attnstats.poem_loss
     monkeypatch.setattr(attnstats, "poem_loss", lambda *args, **kw: used.append(args[2]) or real(*args, **kw))
-    loss = attnstats.validation_loss(data_root, reading.model, num_windows)
+    loss = attnstats.validation_loss(data_root, reading.model, reading.title, num_windows)
     assert loss() == loss() > 0 and len(used[0]) == len(used[1]) <= num_windows
     assert len(used[0]) == num_windows or num_windows == 10_000  # more than there are
     assert not used[0].scored.any()  # each begins with a title

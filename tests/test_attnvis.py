@@ -10,10 +10,10 @@ import pytest
 import torch
 from readings import DATA, POEM, RUN, make_project
 
-import prepare
 from songci.attention import page as attnvis
 from songci.attention import plots as attnplots
 from songci.cli import UserError
+from songci.corpus.vocabulary import Vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_the_weights_are_softmax_of_the_scores(reading):
 
 def test_line_breaks_spaces_and_invisible_characters_can_be_seen(reading):
     assert reading.tokens == list(POEM.replace("\n", "↵"))
-    vocabulary = prepare.Vocabulary("".join(sorted({*reading.vocabulary.chars[:-3], *" \u3000\u200b"})))
+    vocabulary = Vocabulary("".join(sorted({*reading.vocabulary.chars[:-3], *" \u3000\u200b"})))
     shown = attnvis.attnstats.read(reading.model, vocabulary, " \u3000\u200b\n")
     assert shown.tokens == ["␣", "␣", "U+200B", "↵"]
 

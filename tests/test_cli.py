@@ -170,7 +170,8 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path):
     """A limit on the size of files stands for the full disk."""
     (tmp_path / "file").write_bytes(b"old")
     code = (
-        "import cli, pathlib\n"
+        "import pathlib\n"
+        "from songci import cli\n"
         "def main():\n"
         "    with cli.atomic_write(pathlib.Path('file')) as file:\n"
         "        file.write(bytes(1 << 20))\n"

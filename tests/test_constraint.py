@@ -7,14 +7,14 @@ from conftest import RHYMES, tuned_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import load_model
-from prepare import Vocabulary
 from songci.cli import UserError
+from songci.corpus.vocabulary import Vocabulary
 from songci.forms.learn import learn
 from songci.forms.poems import read_poems
 from songci.forms.templates import Forms, Template, check
 from songci.forms.writer import FormRules, FormWriter
 from songci.generation import DEFAULT, Text, generate
+from songci.training.checkpoint import load_model
 
 CHARS = "一二三四五六七八"
 CLASSES = {char: i for i, group in enumerate(RHYMES) for char in group}
@@ -240,11 +240,13 @@ def test_what_cannot_be_asked_for_is_said():
 
 
 def test_a_models_poems_keep_their_forms_and_count_what_they_cost(tuned_root, tuned_ckpt):
-    model, vocabulary = load_model(tuned_ckpt)
+    model, vocabulary, title = load_model(tuned_ckpt)
     forms = Forms.load(tuned_root)
     rules = FormRules(forms, vocabulary)
     texts = [
-        Text(model.config, vocabulary.encode("\n").tolist(), seed, constraint=FormWriter(rules, "\n"))
+        Text(
+            model.config.max_seq_len, title, vocabulary.encode("\n").tolist(), seed, constraint=FormWriter(rules, "\n")
+        )
         for seed in range(20)
     ]
     for _ in generate(model, texts, 1000, DEFAULT):
@@ -260,10 +262,12 @@ def test_a_models_poems_keep_their_forms_and_count_what_they_cost(tuned_root, tu
 @torch.inference_mode()
 def test_kept_probability_and_log_likelihood_are_exact(tuned_root, tuned_ckpt):
     """Against the model's own softmax over the whole vocabulary, recomputed for each step."""
-    model, vocabulary = load_model(tuned_ckpt)
+    model, vocabulary, title = load_model(tuned_ckpt)
     rules = FormRules(Forms.load(tuned_root), vocabulary)
     start = "+++清平乐\n"
-    text = Text(model.config, vocabulary.encode(start).tolist(), 3, constraint=FormWriter(rules, start))
+    text = Text(
+        model.config.max_seq_len, title, vocabulary.encode(start).tolist(), 3, constraint=FormWriter(rules, start)
+    )
     follow, kept, gains = FormWriter(rules, start), 0.0, 0.0
     for [token] in generate(model, [text], 8):  # within the window
         ids = torch.tensor([vocabulary.encode(start).tolist() + text.new[:-1]])

@@ -14,7 +14,7 @@ from hostile import in_child
 import prepare
 import sample
 import train
-from model import load_checkpoint
+from songci.training.checkpoint import load_checkpoint
 
 NOBODY = 65534
 

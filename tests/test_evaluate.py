@@ -5,8 +5,8 @@ import shutil
 import matplotlib.image
 from conftest import train_tiny
 
-from prepare import load_vocabulary
 from songci import evaluate
+from songci.corpus.vocabulary import load_vocabulary
 from songci.forms.templates import Forms
 
 

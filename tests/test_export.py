@@ -20,11 +20,10 @@ from test_model import SIZES, make, token_ids
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from model import load_model, save_checkpoint
-from prepare import Vocabulary, load_vocabulary
-from sample import samples
 from songci import export
-from songci.generation import Controls
+from songci.corpus.vocabulary import Vocabulary, load_vocabulary
+from songci.generation import Controls, samples
+from songci.training.checkpoint import load_model, save_checkpoint
 
 ODD = Vocabulary(
     "".join(sorted("\n\r\t\0 +\u00a0\u3000\ufeff\u200d\u0301éeA、。一\U00020000\U0001f600\u2028[]<|>#'.,?!"))
@@ -71,7 +70,7 @@ def test_transformers_gives_the_same_logits(tmp_path, flags):
 
 
 def test_a_trained_model_gives_the_same_logits(exported, ckpt_path, data_root):
-    model, vocabulary = load_model(ckpt_path)
+    model, vocabulary, _ = load_model(ckpt_path)
     theirs, tokenizer = read(exported)
     text = (data_root / "input.txt").read_text(encoding="utf-8")[:16]
     with torch.no_grad():
@@ -115,9 +114,9 @@ def test_greedy_generate_writes_the_text_of_sample_py(data_root, tmp_path, flags
     ckpt_path = train_tiny(data_root, tmp_path / "run", *flags, "--iters", "60", "--max_seq_len", "48")
     export.export(ckpt_path, tmp_path / "out")
     theirs, tokenizer = read(tmp_path / "out")
-    model, vocabulary = load_model(ckpt_path)
+    vocabulary = load_model(ckpt_path).vocabulary
     for start in ("+++清平乐", "+++如梦令\n", "+++浣溪沙\n" + vocabulary.chars[20:25]):
-        [expected] = samples(model, vocabulary, start, 1, 48 - len(start), controls=Controls(temperature=0))
+        [expected] = samples(load_model(ckpt_path), start, 1, 48 - len(start), controls=Controls(temperature=0))
         text = tokenizer.decode(theirs.generate(**tokenizer(start, return_tensors="pt"), do_sample=False)[0])
         assert len(text) == 48
         upto = expected.text.find("\n+++", 1) + 1 or 48
@@ -147,10 +146,10 @@ def test_the_model_cards_code_runs_and_its_figures_are_the_runs(exported, ckpt_p
 def test_the_card_of_the_default_corpus_tells_its_licence_and_a_bare_checkpoint_has_a_card(tmp_path):
     model, vocabulary = make(SIZES[0]), Vocabulary("".join(map(chr, range(50, 100))))
     (tmp_path / "config.json").write_text('{"data_root": "data/quansongci"}')
-    card = export.model_card(model, vocabulary, tmp_path, "out")
+    card = export.model_card(model, vocabulary, True, tmp_path, "out")
     assert "license: mit" in card and "chinese-poetry (MIT licence)" in card and "## Losses" not in card
     (tmp_path / "config.json").write_text("{")
-    assert "chinese-poetry" not in export.model_card(model, vocabulary, tmp_path, "out")
+    assert "chinese-poetry" not in export.model_card(model, vocabulary, True, tmp_path, "out")
 
 
 def test_the_command_line(call, assert_user_error, ckpt_path, tmp_path):

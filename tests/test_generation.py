@@ -13,15 +13,15 @@ MODELS = [
     SIZES[1],
     dataclasses.replace(SIZES[1], no_pos=True),
     dataclasses.replace(SIZES[1], no_res=True),
-    dataclasses.replace(SIZES[1], title=TITLE),
     SIZES[2],
 ]
 GREEDY = Controls(temperature=0)
 
 
-def written(model, prompts, steps, controls=GREEDY, seeds=None, **window) -> list[list[int]]:
+def written(model, prompts, steps, controls=GREEDY, seeds=None, title=(), **window) -> list[list[int]]:
     seeds = seeds or range(len(prompts))
-    texts = [Text(model.config, prompt, seed, **window) for prompt, seed in zip(prompts, seeds, strict=True)]
+    size = model.config.max_seq_len
+    texts = [Text(size, title, prompt, seed, **window) for prompt, seed in zip(prompts, seeds, strict=True)]
     assert len(list(generate(model, texts, steps, controls))) == steps
     return [text.new for text in texts]
 
@@ -33,7 +33,7 @@ def test_cached_logits_equal_those_without_a_cache(config, dtype):
     model = make(config).to(dtype)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(5, config.vocab_size, (4, config.max_seq_len), generator=generator).tolist()
-    contexts = [Context(config, ids[: 3 * i + 1]) for i, ids in enumerate(tokens)]
+    contexts = [Context(config.max_seq_len, (), ids[: 3 * i + 1]) for i, ids in enumerate(tokens)]
     cache = KVCache(model, 4)
     with torch.inference_mode():
         for _ in range(config.max_seq_len - 10):
@@ -82,7 +82,7 @@ def test_the_exact_window_is_the_newest_tokens_at_every_step():
 
 def test_poems_are_seen_in_the_windows_of_training():
     """From the newest title mark; past the window, the older half is dropped again and again."""
-    model = make(dataclasses.replace(SIZES[0], title=TITLE))
+    model = make(SIZES[0])
 
     def window(ids):
         starts = [i for i in range(len(ids) - 2) if ids[i : i + 3] == [1, 1, 1] and (i == 0 or ids[i - 1] == 0)]
@@ -92,13 +92,13 @@ def test_poems_are_seen_in_the_windows_of_training():
         return ids
 
     prompts = [[1, 1, 1, 7, 8, 0], [9, 8, 7], [5, 0, 0, 1, 1, 1, 9], [1, 1, 1, *range(2, 40)]]
-    for prompt, new in zip(prompts, written(model, prompts, 40), strict=True):
+    for prompt, new in zip(prompts, written(model, prompts, 40, title=TITLE), strict=True):
         assert new == continued(model, prompt, 40, window)
 
 
 def test_a_new_title_begins_a_new_window():
-    config = dataclasses.replace(SIZES[0], title=TITLE)
-    context = Context(config, [1, 1, 1, 7, 0, 8, 9])
+    config = SIZES[0]
+    context = Context(config.max_seq_len, TITLE, [1, 1, 1, 7, 0, 8, 9])
     context.cached = 7
     for token in (0, 0, 1, 1):
         context.append(token)
@@ -108,9 +108,9 @@ def test_a_new_title_begins_a_new_window():
 
 
 def test_a_text_of_line_ends_goes_on_with_a_title():
-    model = make(dataclasses.replace(SIZES[0], title=TITLE))
+    model = make(SIZES[0])
     second = model(torch.tensor([[1]]))[0][0, -1].argmax().item()
-    assert written(model, [[0], [0, 0]], 2) == [[1, second]] * 2
+    assert written(model, [[0], [0, 0]], 2, title=TITLE) == [[1, second]] * 2
 
 
 def test_a_text_does_not_depend_on_the_texts_beside_it():
@@ -123,9 +123,9 @@ def test_a_text_does_not_depend_on_the_texts_beside_it():
 
 def test_generation_stops_at_the_next_title_and_goes_on_with_the_others(monkeypatch):
     """With tokens dictated in the place of sampled ones."""
-    model = make(dataclasses.replace(SIZES[0], title=TITLE))
+    model = make(SIZES[0])
     dictated = [[1, 1, 1, 5, 0, 1, 1, 1, 9, 9], [7, 0, 1, 1, 1, 9, 9, 9, 9, 9], [4] * 10]
-    texts = [Text(model.config, prompt, 0) for prompt in ([0], [1, 1, 1], [1, 1, 1])]
+    texts = [Text(model.config.max_seq_len, TITLE, prompt, 0) for prompt in ([0], [1, 1, 1], [1, 1, 1])]
 
     def dictate(logits, uniform, controls, seen):
         rows = [row for row, text in enumerate(texts) if not text.done]
@@ -140,7 +140,7 @@ def test_generation_stops_at_the_next_title_and_goes_on_with_the_others(monkeypa
 
 def test_the_log_likelihood_is_that_of_the_model():
     model = make(SIZES[1])
-    text = Text(model.config, [3, 4], 5)
+    text = Text(model.config.max_seq_len, (), [3, 4], 5)
     list(generate(model, [text], 15, Controls(0.7, 10)))
     with torch.no_grad():
         log_probs = torch.log_softmax(model(torch.tensor([[3, 4, *text.new]]))[0][0], -1)

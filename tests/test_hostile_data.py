@@ -32,16 +32,15 @@ from hostile import (
 from hypothesis import example, given
 
 import prepare
-import sample
 import train
-from model import load_checkpoint
-from prepare import Vocabulary
 from songci.cli import UserError, read_text
 from songci.corpus import pickles, windows
+from songci.corpus.vocabulary import Vocabulary, load_dataset, load_vocabulary
 from songci.forms import templates as forms
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules, FormWriter
-from songci.generation import Text, generate
+from songci.generation import Text, canonical_title, generate
+from songci.training.checkpoint import load_checkpoint
 from songci.training.resume import resume
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
@@ -52,7 +51,7 @@ pytestmark = pytest.mark.usefixtures("no_fsync")
 
 def use_data(folder) -> None:
     """What training and forms.py do with a data set."""
-    vocabulary, *splits = prepare.load_dataset(folder)
+    vocabulary, *splits = load_dataset(folder)
     title = windows.title_ids(vocabulary)
     for tokens in splits:
         poems = windows.PoemWindows.of(tokens, title, 8)
@@ -98,7 +97,7 @@ def use_vocabulary(path) -> None:
     vocabulary = Vocabulary.load(path)
     assert vocabulary.decode(vocabulary.encode(vocabulary.chars)) == vocabulary.chars
     vocabulary.chars.encode()
-    sample.canonical_title("+++清平乐\n", vocabulary.aliases)
+    canonical_title("+++清平乐\n", vocabulary.aliases)
 
 
 @fuzz(500)
@@ -148,7 +147,7 @@ def use_checkpoint(path) -> None:
     """What every reader of a model does, in short."""
     model, vocabulary, _ = load_checkpoint(path)
     vocabulary.chars.encode()
-    for _ in generate(model.eval(), [Text(model.config, [0, 1], 1)], 2):
+    for _ in generate(model.eval(), [Text(model.config.max_seq_len, (), [0, 1], 1)], 2):
         pass
 
 
@@ -205,7 +204,7 @@ def test_all_readers_find_the_same_directory_of_a_checkpoint(tuned_ckpt, place):
 
 def test_checkpoints_with_hostile_values(tmp_path, tuned_ckpt):
     good = torch.load(tuned_ckpt / "best.pt")
-    good = {**good, "config": {**good["config"], "title": list(good["config"]["title"])}, "model": dict(good["model"])}
+    good = {**good, "model": dict(good["model"])}
     for part, count in (("config", 200), ("vocabulary", 50), ("model", 100)):
         for changed in hostile_values(good[part], seed=5, count=count):
             torch.save(good | {part: changed}, tmp_path / "best.pt")
@@ -271,12 +270,12 @@ def use_forms(folder, vocabulary, rng) -> None:
 @example(json.dumps({"tunes": {"清平乐": []}, "rhyme_classes": []}))
 def test_any_forms(own_data, file, content):
     file("forms.json", content)
-    case("forms.json", use_forms, own_data, prepare.load_vocabulary(own_data), random.Random(0))
+    case("forms.json", use_forms, own_data, load_vocabulary(own_data), random.Random(0))
 
 
 def test_damaged_forms(own_data, file):
     rng, good = random.Random(10), (own_data / "forms.json").read_bytes()
-    vocabulary, hostile = prepare.load_vocabulary(own_data), [json.loads(good)]
+    vocabulary, hostile = load_vocabulary(own_data), [json.loads(good)]
     for _ in range(250):
         file("forms.json", damaged(good, rng))
         case("forms.json", use_forms, own_data, vocabulary, rng)

@@ -10,16 +10,16 @@ import pytest
 from hostile import ANY_TEXT, CASES, JSON, NEAR_TEXT, POEMS, case, damaged, fuzz, hostile_values
 from hypothesis import example, given
 
-import prepare
 import sample
-from model import load_model
 from songci import evaluate
 from songci.attention import stats as attnstats
 from songci.cli import read_text
 from songci.corpus import quansongci
+from songci.corpus.vocabulary import load_vocabulary
 from songci.forms import templates as forms
 from songci.forms.templates import Forms
 from songci.training import runlog
+from songci.training.checkpoint import load_model
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 
@@ -101,9 +101,9 @@ def test_any_report_to_write_into(file, content):
 @pytest.fixture
 def write_poems(tuned_root, tuned_ckpt, monkeypatch):
     """sample.py's main(), with a model that is loaded once."""
-    model, vocabulary = load_model(tuned_ckpt)
-    monkeypatch.setattr(sample, "load_model", lambda *args: (model, vocabulary))
-    data_vocabulary, found = prepare.load_vocabulary(tuned_root), Forms.load(tuned_root)
+    trained = load_model(tuned_ckpt)
+    monkeypatch.setattr(sample, "load_model", lambda *args: trained)
+    data_vocabulary, found = load_vocabulary(tuned_root), Forms.load(tuned_root)
     monkeypatch.setattr(sample, "load_vocabulary", lambda folder: data_vocabulary)
     monkeypatch.setattr(sample.Forms, "load", lambda folder: found)
 
@@ -150,7 +150,7 @@ def test_any_prompt_file(write_poems, file, content, form):
 @fuzz(150)
 @given(st.one_of(st.binary(), PROMPT))
 def test_any_text_to_look_at(tuned_ckpt, file, content):
-    model, vocabulary = loaded(tuned_ckpt)
+    model, vocabulary, _ = loaded(tuned_ckpt)
     path = file("text.txt", content)
     reading = case("text", lambda: attnstats.read(model, vocabulary, read_text(path)))
     if reading:

@@ -13,8 +13,8 @@ from conftest import QUICK, ROOT, TINY, assert_same_run, train_tiny
 
 import model
 import train
-from model import load_checkpoint
 from songci import cli
+from songci.training.checkpoint import load_checkpoint
 from songci.training.runlog import read_log
 
 FLAGS = ["--dropout", "0.2", "--iters", "60", "--eval_interval", "10", "--eval_iters", "1"]

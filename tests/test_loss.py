@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from test_model import SIZES, make, token_ids
 
-from songci.training.loss import IGNORE, TrainingLoss, head_loss, perplexity
+from songci.corpus.windows import IGNORE
+from songci.training.loss import TrainingLoss, head_loss, perplexity
 
 
 def problem(rows=40, C=12, V=50):

@@ -13,8 +13,8 @@ import torch
 from conftest import ROOT, TINY, train_tiny
 
 import train
-from model import load_checkpoint
 from songci.cli import UserError
+from songci.training.checkpoint import load_checkpoint
 from songci.training.parallel import Parallel, accumulate, end_together
 from songci.training.runlog import read_log
 

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import prepare
-from prepare import Vocabulary
 from songci.cli import UserError
+from songci.corpus.vocabulary import Vocabulary, finish_replacing, load_dataset, load_vocabulary
 from songci.forms.templates import Forms
 
 
@@ -60,7 +60,7 @@ def test_more_than_65535_characters_take_uint32(tmp_path):
     text = "".join(map(chr, [*range(0x20, 0xD800), *range(0x10000, 0x13000)])) + "end" * 9
     prepare.prepare(write(tmp_path, text.encode()))
     assert_as_in_the_handout(tmp_path, text)
-    assert len(prepare.load_dataset(tmp_path)[1]) == int(len(text) * 0.9)
+    assert len(load_dataset(tmp_path)[1]) == int(len(text) * 0.9)
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(65_535, "<u2"), (65_536, "<u4")])
@@ -133,10 +133,10 @@ def test_a_truncated_meta_is_refused_at_any_length(tmp_path):
 def test_aliases_stay_when_the_data_set_is_made_again(tmp_path):
     write(tmp_path, song_text(5).encode())
     prepare.prepare(tmp_path)
-    vocabulary = prepare.load_vocabulary(tmp_path)
+    vocabulary = load_vocabulary(tmp_path)
     Vocabulary(vocabulary.chars, {"酹江月": "念奴娇"}).save(tmp_path / "meta.pkl")
     prepare.prepare(tmp_path)
-    assert prepare.load_vocabulary(tmp_path).aliases == {"酹江月": "念奴娇"}
+    assert load_vocabulary(tmp_path).aliases == {"酹江月": "念奴娇"}
 
 
 def test_a_damaged_meta_is_made_anew(tmp_path):
@@ -146,7 +146,7 @@ def test_a_damaged_meta_is_made_anew(tmp_path):
     assert_as_in_the_handout(tmp_path, song_text(5))
 
 
-@pytest.mark.parametrize("use", [prepare.load_dataset, prepare.prepare])
+@pytest.mark.parametrize("use", [load_dataset, prepare.prepare])
 def test_a_data_set_that_a_kill_left_in_ready_takes_its_place_first(tmp_path, use):
     prepare.prepare(write(tmp_path / "data", song_text(5).encode()))
     (tmp_path / "data").rename(tmp_path / ".ready")
@@ -191,7 +191,7 @@ def test_an_endless_line_is_given_in_parts(monkeypatch):
 
 
 def data_set(folder) -> dict[str, bytes]:
-    prepare.finish_replacing(folder)  # what every reader does first
+    finish_replacing(folder)  # what every reader does first
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
@@ -266,7 +266,7 @@ def test_a_missing_folder_is_named_with_what_was_meant(assert_user_error, tmp_pa
 
 
 def test_a_reader_cannot_change_the_data_set(data_root):
-    assert not any(split.flags.writeable for split in prepare.load_dataset(data_root)[1:])
+    assert not any(split.flags.writeable for split in load_dataset(data_root)[1:])
 
 
 def test_data_that_do_not_belong_together_are_found(data_root, tmp_path):
@@ -274,12 +274,12 @@ def test_data_that_do_not_belong_together_are_found(data_root, tmp_path):
         for path in data_root.iterdir():
             (tmp_path / path.name).write_bytes(path.read_bytes())
         (tmp_path / name).write_bytes(content)
-        return prepare.load_dataset(tmp_path)
+        return load_dataset(tmp_path)
 
     with pytest.raises(UserError, match=r"train\.bin has the id 65535, outside the vocabulary"):
         broken("train.bin", b"\xff\xff" * 100)
     with pytest.raises(UserError, match=r"train\.bin has the id .*, outside the vocabulary"):
-        size = len(prepare.load_vocabulary(data_root))  # the first id that there is not
+        size = len(load_vocabulary(data_root))  # the first id that there is not
         broken("train.bin", size.to_bytes(2, "little") * 100)
     with pytest.raises(UserError, match=r"train\.bin is missing or truncated"):
         broken("train.bin", b"\0" * 101)  # half a token

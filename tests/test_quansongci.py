@@ -18,6 +18,7 @@ from test_prepare import assert_as_in_the_handout
 import prepare
 from songci.cli import UserError
 from songci.corpus import quansongci
+from songci.corpus.vocabulary import load_vocabulary
 
 
 def item(rhythmic, *paragraphs):
@@ -136,7 +137,7 @@ def test_the_real_corpus_is_built_from_files_laid_by_hand(real_files, tmp_path, 
     assert (
         sum(poem.startswith("+++念奴娇\n") for poem in poems) > 500
     )  # of 607 before cleaning, 432 of them by that name
-    assert prepare.load_vocabulary(folder).aliases["酹江月"] == "念奴娇"
+    assert load_vocabulary(folder).aliases["酹江月"] == "念奴娇"
     assert f"21,050 poems, {len(poems):,} kept" in out
     kept_and_dropped = [int(n.replace(",", "")) for n in re.findall(r"^ +([\d,]+)  ", out, re.MULTILINE)]
     assert sum(kept_and_dropped) + len(poems) == 21_050

@@ -9,7 +9,8 @@ from conftest import ROOT, run_script, song_text, train_tiny
 
 import prepare
 import sample
-from prepare import Vocabulary
+from songci import generation
+from songci.corpus.vocabulary import Vocabulary, load_vocabulary
 
 
 def flags(data_root, ckpt_path, *more):
@@ -137,7 +138,7 @@ def test_an_alias_of_a_tune_becomes_its_canonical_name_and_is_said(capsys):
 
 def test_an_alias_works_on_the_command_line(call, data_root, ckpt_path, tmp_path):
     data = shutil.copytree(data_root, tmp_path / "data")
-    Vocabulary(prepare.load_vocabulary(data).chars, {"别名": "清平乐"}).save(data / "meta.pkl")
+    Vocabulary(load_vocabulary(data).chars, {"别名": "清平乐"}).save(data / "meta.pkl")
     arguments = flags(data, ckpt_path, "--start", "+++别名", "--num_samples", 1, "--max_new_tokens", 0)
     status, out, err = call(sample, *arguments)
     assert (status, out) == (0, "+++清平乐\n") and "别名 is another name of 清平乐" in err
@@ -250,13 +251,13 @@ def test_what_no_poem_can_keep_is_said(assert_user_error, tuned_root, tuned_ckpt
 
 def test_the_best_of_several_is_the_likeliest_of_what_was_free(call, tuned_root, tuned_ckpt, monkeypatch):
     made = []
-    write = sample.generate
+    write = generation.generate
 
     def generate(model, texts, *rest, **options):
         yield from write(model, texts, *rest, **options)
         made.extend(texts)
 
-    monkeypatch.setattr(sample, "generate", generate)
+    monkeypatch.setattr(generation, "generate", generate)
     arguments = flags(tuned_root, tuned_ckpt, "--form", "--format", "jsonl", "--num_samples", 3, "--best_of", 5)
     _, out, _ = call(sample, *arguments, "--batch", 4)
     _, alone, _ = call(sample, *arguments, "--batch", 100)

@@ -15,8 +15,10 @@ from conftest import QUICK, ROOT, TINY, assert_same_run, read_log, run_script, s
 
 import prepare
 import train
-from model import load_checkpoint, load_model
-from songci.corpus.windows import PoemWindows, poem_loss, stream_loss, title_ids
+from songci.corpus.vocabulary import load_dataset
+from songci.corpus.windows import PoemWindows, title_ids
+from songci.training.checkpoint import load_checkpoint, load_model
+from songci.training.measure import poem_loss, stream_loss
 from songci.training.runlog import LOG_FIELDS, RUN_FILES
 
 
@@ -48,8 +50,8 @@ def test_a_run_writes_all_that_it_promises(ckpt_path, data_root):
     result = json.loads((ckpt_path / "result.json").read_text())
     assert result["iters"] == 12 and result["tokens"] == 12 * 4 * 16 and result["seconds"] > 0
     assert math.isclose(result["final_perplexity"], math.exp(result["final_val_loss"]))
-    model, vocabulary = load_model(ckpt_path)
-    val_tokens = prepare.load_dataset(data_root)[2]
+    model, vocabulary, _ = load_model(ckpt_path)
+    val_tokens = load_dataset(data_root)[2]
     poems = PoemWindows.of(val_tokens, title_ids(vocabulary), 16)
     assert math.isclose(result["poem_val_loss"], poem_loss(model, val_tokens, poems, 7), rel_tol=1e-5)
     assert math.isclose(result["stream_val_loss"], stream_loss(model, val_tokens, 7), rel_tol=1e-5)
@@ -75,7 +77,7 @@ def test_windows_follow_the_text(data_root, tmp_path, assert_user_error):
     """auto: poems for a text with titles, a stream for one without; the other measure is given where there is one."""
     result = json.loads((train_tiny(data_root, tmp_path / "a", "--windows", "stream") / "result.json").read_text())
     assert result["windows"] == "stream" and result["best_val_loss"] == result["stream_val_loss"]
-    assert result["poem_val_loss"] > 0 and load_model(tmp_path / "a")[0].config.title == ()
+    assert result["poem_val_loss"] > 0 and load_model(tmp_path / "a").title == ()
     (tmp_path / "input.txt").write_text("春夏秋冬" * 100, encoding="utf-8")
     prepare.prepare(tmp_path)
     result = json.loads((train_tiny(tmp_path, tmp_path / "b") / "result.json").read_text())
@@ -149,7 +151,7 @@ def test_best_is_the_checkpoint_with_the_lowest_validation_loss(data_root, tmp_p
     best = torch.load(folder / "best.pt")
     assert (best["iteration"], best["val_loss"]) == (8, 2.0)
     assert [float(row["val_loss"]) for row in read_log(folder)] == [3.0, 2.0, 2.5]
-    result, val_tokens = json.loads((folder / "result.json").read_text()), prepare.load_dataset(data_root)[2]
+    result, val_tokens = json.loads((folder / "result.json").read_text()), load_dataset(data_root)[2]
     for name, kind in (("best.pt", "best"), ("last.pt", "final")):
         model, vocabulary, _ = load_checkpoint(folder / name)
         poems = PoemWindows.of(val_tokens, title_ids(vocabulary), 16)

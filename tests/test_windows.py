@@ -7,22 +7,11 @@ import torch
 import torch.nn.functional as F
 from test_model import SIZES, make
 
-from model import GPTConfig
-from prepare import Vocabulary
 from songci.cli import UserError
-from songci.corpus.windows import (
-    Batches,
-    Measures,
-    PoemWindows,
-    Windows,
-    poem_loss,
-    poem_starts,
-    stack_windows,
-    stream_loss,
-    title_ids,
-    use_poem_windows,
-)
+from songci.corpus.vocabulary import Vocabulary
+from songci.corpus.windows import Batches, PoemWindows, Windows, poem_starts, stack_windows, title_ids, use_poem_windows
 from songci.generation import Context
+from songci.training.measure import Measures, poem_loss, stream_loss
 
 
 @pytest.mark.parametrize("n", [17, 18, 32, 33, 34, 100, 1000])
@@ -77,7 +66,7 @@ def test_the_stream_loss_counts_every_token_once(n, batchsize):
 def test_a_share_of_the_windows_is_spread_evenly(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        "songci.corpus.windows.stack_windows", lambda t, starts, n: seen.extend(starts) or stack_windows(t, starts, n)
+        "songci.training.measure.stack_windows", lambda t, starts, n: seen.extend(starts) or stack_windows(t, starts, n)
     )
     stream_loss(make(SIZES[1]), np.zeros(24 * 10 + 1, dtype="<u2"), 4, max_windows=5)
     assert seen == [0, 48, 96, 144, 192]
@@ -113,14 +102,13 @@ def test_title_ids_need_a_corpus_that_has_them():
 def test_poem_windows_predict_every_character_once_in_the_windows_that_sampling_uses(seq_len):
     tokens, starts = poems_of(6, 9, 10, 16, 17, 18, 24, 25, 26, 40, 57, before=3)
     windows = PoemWindows.of(tokens, TITLE_IDS, seq_len)
-    config = GPTConfig(100, seq_len, title=TITLE_IDS)
     seen = {}  # predicted place -> the place where its window starts
     for start, scored, length in zip(windows.start, windows.scored, windows.length, strict=True):
         for place in range(start + scored, start + length):
             assert place + 1 not in seen
             seen[place + 1] = start
     for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
-        context = Context(config, [])
+        context = Context(seq_len, TITLE_IDS, [])
         for place in range(start, end - 1):
             context.append(int(tokens[place]))
             if place - start >= 2:  # the title mark is read: the context is the window so far
@@ -131,7 +119,7 @@ def test_poem_windows_predict_every_character_once_in_the_windows_that_sampling_
 
 
 def test_the_poem_loss_is_the_mean_over_the_poems_characters():
-    config = dataclasses.replace(SIZES[1], title=TITLE_IDS)
+    config = SIZES[1]
     model = make(config)
     tokens, _ = poems_of(9, 30, 25, 60, before=5)
     windows = PoemWindows.of(tokens, TITLE_IDS, config.max_seq_len)
@@ -164,7 +152,7 @@ def test_a_share_of_the_poems_windows_is_spread_evenly(monkeypatch):
     poems = PoemWindows.of(tokens, TITLE_IDS, SIZES[1].max_seq_len)
     measures, model, seen = Measures(tokens, poems, 3), make(SIZES[1]), []
     monkeypatch.setattr(
-        "songci.corpus.windows.stack_windows", lambda t, starts, n: seen.extend(starts) or stack_windows(t, starts, n)
+        "songci.training.measure.stack_windows", lambda t, starts, n: seen.extend(starts) or stack_windows(t, starts, n)
     )
     assert len(poems) == 15
     for count, taken in (

@@ -16,12 +16,12 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from model import load_model
-from prepare import DEFAULT_DATA_ROOT, check_same_vocabulary, load_vocabulary
 from songci.attention import plots as attnplots
 from songci.attention import stats as attnstats
 from songci.attention.stats import Reading
 from songci.cli import ArgumentParser, UserError, atomic_write, check_writable, number, read_text
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, check_same_vocabulary, load_vocabulary
+from songci.training.checkpoint import load_model
 
 LIBRARIES = (("xstatic.pkg.jquery", "data/jquery.min.js"), ("mpld3", "js/d3.v5.min.js"))
 DIGITS = 4  # of a weight: finer than the eye can see, and a quarter of the bytes
@@ -61,9 +61,9 @@ def load(data_root: str | Path, ckpt_path: str | Path, text: str) -> Reading:
     Raises UserError if the data or the model is missing, or if the text has a character that its vocabulary lacks.
     """
     vocabulary = load_vocabulary(data_root)
-    model, own = load_model(ckpt_path)
-    check_same_vocabulary(own, ckpt_path, vocabulary, data_root)
-    return attnstats.read(model, vocabulary, text, name=Path(ckpt_path).resolve().name)
+    trained = load_model(ckpt_path)
+    check_same_vocabulary(trained.vocabulary, ckpt_path, vocabulary, data_root)
+    return attnstats.read(trained.model, trained.vocabulary, text, Path(ckpt_path).resolve().name, trained.title)
 
 
 def load_existing(data_root: str | Path, ckpt_paths: list[str], text: str) -> list[Reading]:

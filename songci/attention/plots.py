@@ -182,7 +182,7 @@ def ablation(*readings: Reading, data_root: str | Path | None = None, num_window
         for axes, reading in zip(figure.grid(1, len(readings)), readings, strict=True):
             loss = partial(attnstats.text_loss, reading)
             if data_root is not None:
-                loss = attnstats.validation_loss(data_root, reading.model, num_windows)
+                loss = attnstats.validation_loss(data_root, reading.model, reading.title, num_windows)
             whole, rises = attnstats.head_ablation(reading.model, loss)
             highest = max(1e-3, np.nanmax(np.abs(rises)))  # a scale for each run: their magnitudes differ widely
             _matrix(axes, rises, "RdBu_r", -highest, highest, "{:+.3f}")

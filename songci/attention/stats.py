@@ -19,10 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model import GPT
-from prepare import Vocabulary, load_dataset
 from songci import fonts
 from songci.cli import UserError
-from songci.corpus.windows import PoemWindows, poem_loss, stream_loss
+from songci.corpus.vocabulary import Vocabulary, load_dataset
+from songci.corpus.windows import PoemWindows
+from songci.training.measure import poem_loss, stream_loss
 
 
 @dataclass(frozen=True, repr=False)
@@ -38,6 +39,7 @@ class Reading:
     vocabulary: Vocabulary
     name: str  # of the run
     note: str  # says so if the text was cut; otherwise empty
+    title: tuple[int, ...] = ()  # as in checkpoint.Trained
 
     @property
     def num_heads(self) -> int:
@@ -54,7 +56,7 @@ class Reading:
 
 
 @torch.no_grad()  # not inference_mode: its tensors could not take part in later computations with gradients
-def read(model: GPT, vocabulary: Vocabulary, text: str, name: str = "") -> Reading:
+def read(model: GPT, vocabulary: Vocabulary, text: str, name: str = "", title: tuple[int, ...] = ()) -> Reading:
     """Runs the model on the first window of `text`, by the explicit path, which returns the attention weights.
 
     Raises UserError if the text is empty or has characters that the vocabulary lacks.
@@ -67,7 +69,9 @@ def read(model: GPT, vocabulary: Vocabulary, text: str, name: str = "") -> Readi
         text = text[:window]
     ids = torch.from_numpy(vocabulary.encode(text).astype("int64"))[None]
     logits, weights = model(ids, need_weights=True)
-    return Reading([fonts.label(char) for char in text], weights, text, ids, logits[0], model, vocabulary, name, note)
+    return Reading(
+        [fonts.label(char) for char in text], weights, text, ids, logits[0], model, vocabulary, name, note, title
+    )
 
 
 def top_predictions(reading: Reading, k: int = 5) -> tuple[list[str], np.ndarray]:
@@ -165,13 +169,13 @@ def head_ablation(model: GPT, loss: Callable[[], float]) -> tuple[float, np.ndar
     return whole, rises
 
 
-def validation_loss(data_root: str | Path, model: GPT, num_windows: int) -> Callable[[], float]:
+def validation_loss(data_root: str | Path, model: GPT, title: tuple[int, ...], num_windows: int) -> Callable[[], float]:
     """A function that computes the model's loss, in nats a character, on windows spread over the validation text.
 
     Raises UserError if data_root is not a prepared data set.
     """
     _, _, tokens = load_dataset(data_root)
-    windows = PoemWindows.of(tokens, model.config.title, model.config.max_seq_len)
+    windows = PoemWindows.of(tokens, title, model.config.max_seq_len)
     if not len(windows):
         return lambda: stream_loss(model, tokens, batchsize=16, max_windows=num_windows)
     first = windows[windows.scored == 0]  # the first window of each poem, the one with the title

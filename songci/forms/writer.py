@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from prepare import Vocabulary
 from songci.cli import UserError
+from songci.corpus.vocabulary import Vocabulary
 from songci.forms.poems import MARKS, is_character, tune_of
 from songci.forms.templates import Forms, Template
 

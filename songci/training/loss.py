@@ -5,8 +5,9 @@ import math
 import torch
 from torch import Tensor, nn
 
+from songci.corpus.windows import IGNORE
+
 CHUNK_ROWS = 1024  # of logits held at a time: (CHUNK_ROWS, V)
-IGNORE = -100  # a target that does not count, as in torch's own cross entropy
 
 
 def perplexity(loss: float) -> float:

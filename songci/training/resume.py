@@ -4,9 +4,10 @@ import math
 from dataclasses import asdict
 from itertools import pairwise
 
-from model import GPT, load_checkpoint, save_checkpoint
-from prepare import check_same_vocabulary
+from model import GPT
 from songci.cli import UserError
+from songci.corpus.vocabulary import check_same_vocabulary
+from songci.training.checkpoint import load_checkpoint, save_checkpoint
 from songci.training.device import choose_dtype
 from songci.training.optim import load_state
 from songci.training.runlog import EVALUATION_FIELDS, LOG_FIELDS, WHOLE_FIELDS
@@ -24,6 +25,7 @@ def save_last(trainer) -> None:
         trainer.folder / "last.pt",
         trainer.model,
         trainer.vocabulary,
+        trainer.title,
         average=None if trainer.average is None else trainer.average.state_dict(),
         optimizers=[optimizer.state_dict() for optimizer in trainer.optimizers],
         scaler=trainer.scaler.state_dict(),
