@@ -8,7 +8,6 @@ LayerNorm before each sublayer, learned positions, GELU, and a head that shares 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -39,22 +38,20 @@ class GPTConfig:
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
-            raise ValueError(
-                f"--n_head {self.n_head} does not divide --n_embd {self.n_embd}: each head gets n_embd/n_head channels"
-            )
+            raise ValueError(f"n_head {self.n_head} does not divide n_embd {self.n_embd}, which all heads share out")
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
+def attention(q: Tensor, k: Tensor, v: Tensor, M: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
     """Softmax(q kᵀ / √d + M) v, the handout's steps 3.2 to 3.6 (Vaswani et al. 2017, eq. 1).
 
-    q, k, v: (B, h, L, d); mask: (L, L), True where a position must not look.
+    q, k, v: (B, h, L, d); M: (L, L), or of a shape that expands to the scores', True where a position must not look.
     Returns the output (B, h, L, d) and the attention weights (B, h, L, L), each row of which sums to 1.
     """
     # exercise: begin
     # Step 3.2: how well each query fits each key. The sum of d products has a variance of d, hence 1 / √d.
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, h, L, d) @ (B, h, d, L) -> (B, h, L, L)
     # Step 3.3: + M, which is -∞ where the mask is True
-    scores = scores.masked_fill(mask, -math.inf)
+    scores = scores.masked_fill(M, -math.inf)
     # Step 3.4: over the last dimension, the keys, so that each query shares out a weight of 1
     weights = torch.softmax(scores, dim=-1)  # (B, h, L, L)
     # Step 3.5, 3.6: dropout, then the weighted mean of the values
@@ -70,24 +67,26 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.n_head = config.n_head
         self.dropout = config.dropout
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd)  # W^Q, W^K, W^V side by side: one product for all
+        self.query = nn.Linear(config.n_embd, config.n_embd)  # W^Q
+        self.key = nn.Linear(config.n_embd, config.n_embd)  # W^K
+        self.value = nn.Linear(config.n_embd, config.n_embd)  # W^V
         self.out = nn.Linear(config.n_embd, config.n_embd)  # W^O
 
     def forward(
-        self, x: Tensor, mask: Tensor, need_weights: bool = False, extend: Extend | None = None
+        self, x: Tensor, M: Tensor, extend: Extend | None = None, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
-        """x: (B, L, C), mask: (L, L), True where a position must not look.
+        """x: (B, L, C), M: (L, L), True where a position must not look.
 
         Returns the output (B, L, C) and the attention weights (B, h, L, L); None for these unless `need_weights`, which
         leaves PyTorch free to compute the same output in one fused, faster operation. `extend` puts the keys and values
-        of earlier tokens, remembered in a cache, before these, and the mask then is (B, 1, L, all of them).
+        of earlier tokens, remembered in a cache, before these.
         """
         B, L, C = x.shape
         h, d = self.n_head, C // self.n_head
         dropout = self.dropout if self.training else 0.0
         # exercise: begin
         # Step 1: queries, keys and values
-        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (B, L, C) each
+        q, k, v = self.query(x), self.key(x), self.value(x)  # (B, L, C) each
         # Step 2: split the channels into heads
         q, k, v = q.view(B, L, h, d), k.view(B, L, h, d), v.view(B, L, h, d)  # (B, L, h, d)
         # Step 3.1: heads before positions
@@ -97,9 +96,9 @@ class MultiHeadAttention(nn.Module):
             k, v = extend(k, v)
         # Step 3.2 - 3.6. On a CPU, the fused operation's gradient in bfloat16 takes three times as long as these steps.
         if need_weights or (q.dtype == torch.bfloat16 and q.device.type == "cpu"):
-            out, weights = attention(q, k, v, mask, dropout)
+            out, weights = attention(q, k, v, M, dropout)
         else:  # its mask has the opposite sense: True where a position may look
-            out, weights = F.scaled_dot_product_attention(q, k, v, ~mask, dropout), None
+            out, weights = F.scaled_dot_product_attention(q, k, v, ~M, dropout), None
         # exercise: begin
         # Step 4: the heads side by side again
         out = out.transpose(1, 2).reshape(B, L, C)  # (B, h, L, d) -> (B, L, h, d) -> (B, L, C)
@@ -134,10 +133,10 @@ class TransformerLayer(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self, x: Tensor, mask: Tensor, need_weights: bool = False, extend: Extend | None = None
+        self, x: Tensor, M: Tensor, extend: Extend | None = None, need_weights: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """x: (B, L, C) -> (B, L, C), and the attention weights, all as in MultiHeadAttention."""
-        attended, weights = self.attention(self.attention_norm(x), mask, need_weights, extend)
+        attended, weights = self.attention(self.attention_norm(x), M, extend, need_weights)
         x = attended if self.no_res else x + attended
         transformed = self.feed_forward(self.feed_forward_norm(x))
         return transformed if self.no_res else x + transformed, weights
@@ -169,58 +168,49 @@ class GPT(nn.Module):
             for into_residual in (module.attention.out, module.feed_forward.down):
                 nn.init.normal_(into_residual.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
-    def forward(self, U: Tensor, need_weights: bool = False) -> tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, U: Tensor, cache=None, need_weights: bool = False, head: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """U: (B, L) token ids, L <= max_seq_len.
 
         Returns the logits (B, L, V), at each position the scores of the next token before the softmax, and a list with
         the attention weights (B, h, L, L) of each layer, empty unless `need_weights`.
+        cache: a CacheSlice of songci/generation.py, which knows the tokens before these; for sampling.
+        head: what to make of the features (B, L, C) instead of the logits, for those who need less than all of them.
         """
-        x, attn_weights = self.features(U, need_weights)  # Step 1 - 5
+        L = U.size(1) if cache is None else cache.size  # of the whole sequence
+        here = slice(None) if cache is None else cache.positions  # those of the tokens in U
         # exercise: begin
-        # Step 6: the linear head; the softmax is in the loss
-        logits = self.head(x)  # (B, L, V)
+        # Step 1: the positions 0, 1, …, L-1, of type torch.long, on the device of U
+        P = torch.arange(L, dtype=torch.long, device=U.device)  # (L,)
         # exercise: end
-        return logits, attn_weights
-
-    def features(self, U: Tensor, need_weights: bool = False, cache=None) -> tuple[Tensor, list[Tensor]]:
-        """All but the head: (B, L) token ids -> (B, L, C) after the last LayerNorm, and the attention weights.
-
-        cache: a CacheSlice of generation.py, which knows the tokens that came before these; for sampling.
-        """
-        L = U.size(1)
-        extends = [None if cache is None else partial(cache.extend, i) for i in range(len(self.layers))]
-        if cache is None:
-            # exercise: begin
-            # Step 1: the positions 0, 1, …, L-1, of type torch.long, on the device of U
-            positions = torch.arange(L, dtype=torch.long, device=U.device)  # (L,)
-            # exercise: end
-        else:
-            positions = cache.positions
+        P = P[here]
         # exercise: begin
         # Step 2: embeddings of tokens and positions; Step 3: h_0, their sum unless no_pos, and dropout
         x = self.token_embedding(U)  # (B, L, C)
         if not self.config.no_pos:
-            x = x + self.position_embedding(positions)  # (B, L, C) + (L, C)
+            x = x + self.position_embedding(P)  # (B, L, C) + (L, C)
         x = self.dropout(x)
+        # Step 4: the mask M, True above the diagonal: no position looks at a later one
+        M = torch.triu(torch.ones(L, L, dtype=torch.bool, device=U.device), diagonal=1)  # (L, L)
         # exercise: end
-        if cache is None:
-            # exercise: begin
-            # Step 4: the mask M, True above the diagonal: no position looks at a later one
-            mask = torch.triu(torch.ones(L, L, dtype=torch.bool, device=U.device), diagonal=1)  # (L, L)
-            # exercise: end
-        else:  # the same, for these tokens and the earlier ones
-            mask = cache.mask
+        M = M[here].unsqueeze(-3)  # the same for all heads
         # exercise: begin
-        # Step 5: the layers, one after another: each takes x, mask, need_weights and its own extend
+        # Step 5: the layers, one after another
         attn_weights = []
-        for layer, extend in zip(self.layers, extends, strict=True):
-            x, weights = layer(x, mask, need_weights, extend)  # (B, L, C), (B, h, L, L)
+        for i, layer in enumerate(self.layers):
+            x, weights = layer(x, M, cache and cache[i], need_weights)  # (B, L, C), (B, h, L, L)
             if need_weights:
                 attn_weights.append(weights)
-        # Step 6 begins: LayerNorm
+        # Step 6: LayerNorm, and the linear head; the softmax is in the loss
         x = self.norm(x)  # (B, L, C)
+        logits = (head or self.head)(x)  # (B, L, V)
         # exercise: end
-        return x, attn_weights
+        return logits, attn_weights
+
+    def features(self, U: Tensor, cache=None) -> Tensor:
+        """Step 1 to 6 but for the head: (B, L) token ids -> (B, L, C)."""
+        return self(U, cache, head=nn.Identity())[0]
 
     @property
     def device(self) -> torch.device:

@@ -14,73 +14,64 @@ Perplexity is e^loss: the number of equally likely characters that would leave o
 Several processes can train one model together, with the same result: torchrun --standalone --nproc_per_node=2 train.py
 """
 
-import json
 import math
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from model import GPT, PRESETS, GPTConfig
-from songci.cli import ArgumentParser, Interrupted, UserError, atomic_write, deferred_signals, number, run
+from songci.cli import ArgumentParser, Interrupted, UserError, deferred_signals, number, run
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, load_dataset
-from songci.corpus.windows import IGNORE, Batches, PoemWindows, Windows, title_ids, use_poem_windows
-from songci.training.checkpoint import load_checkpoint, save_checkpoint
-from songci.training.device import allow_tf32, check_compiler, choose_device, choose_dtype, keep_large_blocks, seed_of
+from songci.corpus.windows import IGNORE, Batches, ScoredWindows, Windows, title_ids, use_poem_windows
+from songci.training.checkpoint import resume, save_checkpoint, save_last
+from songci.training.device import choose_dtype, keep_large_blocks, seed_of, settle
 from songci.training.loss import TrainingLoss, perplexity
 from songci.training.measure import Measures
-from songci.training.optim import make_optimizers, schedule
-from songci.training.parallel import Parallel, accumulate, end_together
-from songci.training.resume import resume, save_last
+from songci.training.optim import make_optimizers, set_rates
+from songci.training.parallel import Parallel, end_together
 from songci.training.runlog import (
-    WHOLE_FIELDS,
     TensorBoard,
     begin_folder,
     check_folder,
     log_line,
     plot_curves,
     write_log,
+    write_result,
 )
 
 
 class Trainer:
-    """One run: the model and all that changes while it trains. resume.py saves this state and restores it."""
+    """One run: the model and all that changes while it trains, which checkpoint.py saves and restores."""
 
     def __init__(self, args):
-        self.args = args
-        self.folder = Path(args.ckpt_path)
+        self.args, self.folder = args, Path(args.ckpt_path)
         self.tensorboard = TensorBoard(self.folder) if args.tensorboard else None
         self.parallel = Parallel()
         if args.batchsize < self.parallel.world:
             raise UserError(f"--batchsize {args.batchsize} is less than the {self.parallel.world} processes")
-        self.device = self.parallel.start(choose_device(args.device))
-        allow_tf32(self.device)
-        if args.compile:
-            check_compiler(self.device)
-        self.auto_dtype = args.dtype == "auto"
-        self.dtype = choose_dtype(args.dtype, self.device)
-        if self.auto_dtype and self.parallel.total(self.dtype == torch.float32, device=self.device)[0]:
-            self.dtype = torch.float32  # unless all processes measured bfloat16 to be faster
+        self.device = self.parallel.start(settle(args, self.folder))
+        self.dtype = self.parallel.agree(choose_dtype(args.dtype, self.device), self.device)
         self.vocabulary, train_tokens, val_tokens = load_dataset(args.data_root)
         title = title_ids(self.vocabulary)
-        poems = PoemWindows.of(train_tokens, title, args.max_seq_len)
-        self.measures = Measures(val_tokens, PoemWindows.of(val_tokens, title, args.max_seq_len), args.batchsize)
-        self.by_poem = use_poem_windows(args.windows, len(poems), len(self.measures.poems))
-        args.windows = "poem" if self.by_poem else "stream"  # so that the files of the run tell what "auto" meant
-        args.dtype = str(self.dtype).removeprefix("torch.")
-        windows = Windows(train_tokens, args.max_seq_len, args.seed, poems if self.by_poem else None)
+        poems = ScoredWindows.of_poems(train_tokens, title, args.max_seq_len)
+        self.measures = Measures(val_tokens, title, args.max_seq_len, args.batchsize)
+        by_poem = use_poem_windows(args.windows, len(poems), "poem" in self.measures.windows)
+        # So that the files of the run tell what "auto" meant
+        args.windows, args.dtype = "poem" if by_poem else "stream", str(self.dtype).removeprefix("torch.")
+        windows = Windows(train_tokens, args.max_seq_len, args.seed, poems if by_poem else None)
         self.batches = Batches(windows, args.batchsize, self.device)
         torch.manual_seed(args.seed)
-        self.title = title if self.by_poem else ()
-        config = model_config(args, len(self.vocabulary))
-        self.model = GPT(config).to(self.device)
-        self.training_loss = TrainingLoss(self.model, self.dtype, args.compile)
-        self.loss = self.parallel.wrap(self.training_loss)
+        self.title = title if by_poem else ()
+        self.model = GPT(model_config(args, len(self.vocabulary))).to(self.device)
+        self.loss = self.parallel.wrap(TrainingLoss(self.model, self.dtype, args.compile))
         # float16 has so small a range that gradients are scaled up; a step in which they overflow is skipped
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         self.optimizers = make_optimizers(self.model, args.lr, args.muon_lr, args.weight_decay, args.optimizer)
@@ -92,6 +83,87 @@ class Trainer:
         self.recent: list[float] = []  # training losses since the last evaluation
         self.signal = 0  # the signal that asks to stop after this iteration, as this process or another got it
 
+    def step(self) -> tuple[Tensor, Tensor]:
+        """One training step: a batch, its loss, the gradient, and the weights a little way down it.
+
+        Returns the loss in nats a character and the norm of the gradient.
+        """
+        loss = 0.0
+        for inputs, targets, share in self.pieces():  # (B, L) token ids; one piece, unless --accum asks for more
+            piece = share * self.loss(inputs, targets)  # forward: the mean of -ln p of the characters that come next
+            self.scaler.scale(piece).backward()  # backward: the gradient of each weight
+            loss += piece.detach()
+        norm = self.clipped_norm()
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)  # the weights move
+        self.model.zero_grad(set_to_none=True)  # the next step begins anew
+        return loss, norm
+
+    def pieces(self) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """The batch of this iteration, or this process's part of it, in --accum pieces, with their shares of the loss.
+
+        A piece counts by its number of targets. Between processes, gradients are averaged, after the last piece only.
+        """
+        batch = self.batches.get(self.iteration)
+        pieces = list(zip(*(self.parallel.share(part, self.args.accum) for part in batch), strict=True))
+        count = (batch[1] != IGNORE).sum().item()
+        for i, (inputs, targets) in enumerate(pieces, start=1):
+            share = (targets != IGNORE).sum().item() / count * self.parallel.world
+            self.loss.require_backward_grad_sync = i == len(pieces)  # DistributedDataParallel's switch
+            yield inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True), share
+        self.batches.prefetch(self.iteration + 1)  # while a GPU computes
+
+    def clipped_norm(self) -> Tensor:
+        """Scales the gradient down to --grad_clip if it is longer; returns its norm before that."""
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.grad_clip or math.inf)
+
+    def iterate(self) -> tuple[float, float]:
+        """An iteration: a step, and what surrounds it. Raises UserError if loss or gradient are not finite."""
+        start = time.perf_counter()
+        set_rates(self.optimizers, self.iteration, self.args.iters, self.args.warmup_iters)
+        if self.model.config.dropout:  # a function of the iteration, so that a resumed run drops the same
+            torch.manual_seed(seed_of(self.args.seed, self.iteration, self.parallel.rank))
+        loss, norm = (float(value) for value in self.step())
+        loss, signals = self.parallel.total(loss / self.parallel.world, self.signal, device=self.device)
+        self.signal = self.signal or (signal.SIGTERM if signals else 0)
+        if not math.isfinite(loss) or not (math.isfinite(norm) or self.scaler.is_enabled()):
+            kept = "; the last good checkpoint is last.pt" if (self.folder / "last.pt").exists() else ""
+            where = f"at iteration {self.iteration} in {self.folder}"
+            raise UserError(f"the loss is {loss}, its gradient's norm {norm} {where}: lower --lr and --muon_lr{kept}")
+        self.scaler.update()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        self.iteration += 1
+        self.seconds += time.perf_counter() - start
+        self.recent.append(loss)
+        return loss, norm
+
+    def train(self) -> None:
+        """Trains up to args.iters. On Ctrl-C or SIGTERM, ends the iteration, saves its state and raises Interrupted."""
+        args, main, norm = self.args, self.parallel.main, 0.0
+        quiet = None if main else True  # None: a bar on a terminal only
+        bar = tqdm(total=args.iters, initial=self.iteration, desc="training", unit="it", disable=quiet)
+        with bar, deferred_signals(self.note):
+            while self.iteration < args.iters:
+                loss, norm = self.iterate()
+                bar.update()
+                if self.iteration % 10 == 0:
+                    speed = f"{self.tokens / self.seconds:,.0f} tokens/s"
+                    bar.set_postfix_str(f"loss {loss:.3f}, perplexity {perplexity(loss):.0f}, {speed}")
+                if main and (self.iteration % args.eval_interval == 0 or self.iteration == args.iters):
+                    self.evaluate(norm, bar)
+                if self.signal:
+                    if main:
+                        save_last(self)
+                        bar.write(f"stopped at iteration {self.iteration}; go on with --resume", file=sys.stderr)
+                    raise Interrupted(self.signal)
+
+    def note(self, number: int) -> None:
+        """Remembers a signal until the iteration ends."""
+        self.signal = number
+
     @property
     def result_model(self) -> GPT:
         """What is measured and kept as best.pt: the moving average of the weights if --ema asks for it."""
@@ -102,57 +174,9 @@ class Trainer:
         """How many tokens the model has been trained on."""
         return self.iteration * self.args.batchsize * self.args.max_seq_len
 
-    def step(self) -> tuple[float, float]:
-        """One iteration. Returns its loss and the norm of its gradient; raises UserError if one is not finite."""
-        start = time.perf_counter()
-        rate = schedule(self.iteration, self.args.iters, self.args.warmup_iters)
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["base_lr"]
-        if self.model.config.dropout:  # a function of the iteration, so that a resumed run drops the same
-            torch.manual_seed(seed_of(self.args.seed, self.iteration, self.parallel.rank))
-        value = self.backward(*self.batches.get(self.iteration))
-        for optimizer in self.optimizers:
-            self.scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.args.grad_clip or math.inf).item()
-        value, signals = self.parallel.total(value, self.signal, device=self.device)
-        self.signal = self.signal or (signal.SIGTERM if signals else 0)
-        if not math.isfinite(value) or not (math.isfinite(norm) or self.scaler.is_enabled()):
-            kept = "; the last good checkpoint is last.pt" if (self.folder / "last.pt").exists() else ""
-            where = f"at iteration {self.iteration} in {self.folder}"
-            raise UserError(f"the loss is {value}, its gradient's norm {norm} {where}: lower --lr and --muon_lr{kept}")
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)
-        self.scaler.update()
-        self.model.zero_grad(set_to_none=True)
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        self.iteration += 1
-        self.seconds += time.perf_counter() - start
-        self.recent.append(value)
-        return value, norm
-
-    def backward(self, inputs: torch.Tensor, targets: torch.Tensor) -> float:
-        """Adds the gradient of the mean loss of a batch (B, L), and returns this process's part of that loss.
-
-        Each piece of the batch, of this process or another, counts by its number of targets.
-        """
-        world, count, parts = self.parallel.world, (targets != IGNORE).sum().item(), []
-        pieces = list(zip(*(self.parallel.share(x, self.args.accum) for x in (inputs, targets)), strict=True))
-        for i, (x, y) in enumerate(pieces):
-            share = (y != IGNORE).sum().item() / count
-            with accumulate(self.loss, last=i == len(pieces) - 1):
-                loss = self.loss(x.to(self.device, non_blocking=True), y.to(self.device, non_blocking=True))
-                self.scaler.scale(loss * (share * world)).backward()  # the processes' gradients are averaged
-            parts.append(loss.detach() * share)
-        self.batches.prefetch(self.iteration + 1)  # while a GPU computes
-        return sum(part.item() for part in parts)
-
-    def evaluate(self, norm: float) -> dict:
-        """Measures, logs, draws and saves; returns the new row of the log."""
-        windows = self.args.eval_iters * self.args.batchsize
-        measure = self.measures.poem_loss if self.by_poem else self.measures.stream_loss
-        val_loss = measure(self.result_model, windows)
+    def evaluate(self, norm: float, bar: tqdm) -> None:
+        """Measures, prints a line through the bar, logs, draws and saves."""
+        val_loss = self.measures.loss(self.args.windows, self.result_model, self.args.eval_iters * self.args.batchsize)
         train_loss = sum(self.recent) / len(self.recent)
         row = {
             "iter": self.iteration,
@@ -164,6 +188,7 @@ class Trainer:
             "grad_norm": norm,
             "tokens_per_second": self.tokens / self.seconds,
         }
+        bar.write(log_line(row))
         if self.iteration == self.args.iters:
             row.update(self.measures.whole(self.result_model))
         self.rows.append(row)
@@ -177,58 +202,6 @@ class Trainer:
         save_last(self)
         write_log(self.folder / "log.csv", self.rows)
         plot_curves({"": self.rows}, self.folder / "loss&perplexity.jpg")
-        return row
-
-    def result(self) -> dict:
-        """The losses of best.pt and of last.pt over the whole validation split, and the cost of the run.
-
-        best_val_loss and final_val_loss are measured on windows as in training, of poems or of the stream; the other
-        losses are those of best.pt. Raises UserError if best.pt is of another run.
-        """
-        best_model, vocabulary, checkpoint = load_checkpoint(self.folder / "best.pt", self.device)
-        if best_model.config != self.model.config or vocabulary.chars != self.vocabulary.chars:
-            raise UserError(f"{self.folder / 'best.pt'} is of another run than last.pt: start again with --overwrite")
-        final = {name: value for name, value in self.rows[-1].items() if name in WHOLE_FIELDS}
-        best = final if checkpoint.get("iteration") == self.iteration else self.measures.whole(best_model)
-        own = "poem" if self.by_poem else "stream"
-        return {
-            "windows": own,
-            "best_val_loss": best[f"{own}_val_loss"],
-            "best_perplexity": best[f"{own}_perplexity"],
-            "final_val_loss": final[f"{own}_val_loss"],
-            "final_perplexity": final[f"{own}_perplexity"],
-            **best,
-            "iters": self.iteration,
-            "tokens": self.tokens,
-            "seconds": self.seconds,
-            "tokens_per_second": self.tokens / self.seconds,
-            "parameters": self.model.num_parameters(),
-        }
-
-    def train(self) -> None:
-        """Trains up to args.iters. On Ctrl-C or SIGTERM, ends the iteration, saves its state and raises Interrupted."""
-        args, main = self.args, self.parallel.main
-        quiet = None if main else True  # None: a bar on a terminal only
-        bar = tqdm(total=args.iters, initial=self.iteration, desc="training", unit="it", disable=quiet)
-        norm = 0.0
-        with bar, deferred_signals(self.note):
-            while self.iteration < args.iters:
-                loss, norm = self.step()
-                bar.update()
-                if self.iteration % 10 == 0:
-                    speed = self.tokens / self.seconds
-                    bar.set_postfix_str(f"loss {loss:.3f}, perplexity {perplexity(loss):.0f}, {speed:,.0f} tokens/s")
-                if main and (self.iteration % args.eval_interval == 0 or self.iteration == args.iters):
-                    bar.write(log_line(self.evaluate(norm)))
-                if self.signal:
-                    if main:
-                        save_last(self)
-                        bar.write(f"stopped at iteration {self.iteration}; go on with --resume", file=sys.stderr)
-                    raise Interrupted(self.signal)
-
-    def note(self, number: int) -> None:
-        """Remembers a signal until the iteration ends."""
-        self.signal = number
 
 
 def model_config(args, vocab_size: int) -> GPTConfig:
@@ -238,7 +211,7 @@ def model_config(args, vocab_size: int) -> GPTConfig:
     try:
         return GPTConfig(vocab_size, args.max_seq_len, **sizes, no_pos=args.no_pos, no_res=args.no_res)
     except ValueError as error:
-        raise UserError(str(error)) from None
+        raise UserError(f"--n_head, --n_embd: {error}") from None
 
 
 MODEL_HELP = "sizes, which the next four flags override: " + "; ".join(
@@ -250,60 +223,55 @@ OPTIMIZER_HELP = "muon: Muon for the layers' matrices, AdamW for the rest; adamw
 EMA_HELP = "decay of an exponential moving average of the weights, which then is measured and kept; 0: no average"
 ACCUM_HELP = "compute each batch in this many parts, one after another: the same result, in less memory"
 DTYPE_HELP = "type of the large products; auto: bfloat16 on GPUs that have it and on CPUs that are faster with it"
+ITERS_HELP = "number of iterations; may be raised on --resume: the learning rates then fall to 0 at the new end"
 POSITIVE, SIZE, RATE = number(int, 1, 10**9), number(int, 1, 10**6), number(float, 0, 1e6)
+SHARE = number(float, 0, below=1)
 
 
 def parse_args(args=None):
     """The command line, or the words in `args`, as a namespace."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
-    parser.add_argument("--ckpt_path", default="workdirs/quansongci", help="the folder for this run's files")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in CKPT_PATH")
-    parser.add_argument("--overwrite", action="store_true", help="start afresh in CKPT_PATH; the run in it is lost")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to compute")
-    parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=1, help="of weights, windows and dropout")
+    add = parser.add_argument_group("the handout's flags").add_argument
+    add("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
+    add("--ckpt_path", default="workdirs/quansongci", help="the folder for this run's files")
+    add("--batchsize", type=SIZE, default=16, help="sequences in a batch, B")
+    add("--iters", type=POSITIVE, default=2000, help=ITERS_HELP)
+    add("--max_seq_len", type=SIZE, default=64, help="length L of the sequences")
+    add("--no_pos", action="store_true", help="leave out the position embedding")
+    add("--no_res", action="store_true", help="leave out the residual connections")
 
-    add_model_flags(parser.add_argument_group("model"))
-    add_training_flags(parser.add_argument_group("training"))
+    add = parser.add_argument_group("the run").add_argument
+    add("--resume", action="store_true", help="go on with the run in CKPT_PATH")
+    add("--overwrite", action="store_true", help="start afresh in CKPT_PATH; the run in it is lost")
+    add("--seed", type=number(int, 0, 2**63 - 1), default=1, help="of weights, windows and dropout")
+    add("--eval_interval", type=POSITIVE, default=100, help="iterations between evaluations")
+    add("--eval_iters", type=POSITIVE, default=10, help="batches of validation text per evaluation")
+    add("--tensorboard", action="store_true", help="also log for TensorBoard, into CKPT_PATH")
+    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to compute")
+    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help=DTYPE_HELP)
+    add("--compile", action="store_true", help="torch.compile the model: slow to start, then faster")
+    add("--accum", type=SIZE, default=1, help=ACCUM_HELP)
+
+    add = parser.add_argument_group("model").add_argument
+    add("--model", default="mini", choices=PRESETS, help=MODEL_HELP)
+    add("--n_layer", type=SIZE, help="number of transformer layers")
+    add("--n_head", type=SIZE, help="number of attention heads h in a layer")
+    add("--n_embd", type=SIZE, help="number of feature channels C, a multiple of h")
+    add("--dropout", type=SHARE, help="probability that an activation is dropped")
+
+    add = parser.add_argument_group("learning").add_argument
+    add("--windows", default="auto", choices=["auto", "poem", "stream"], help=WINDOWS_HELP)
+    add("--optimizer", default="muon", choices=["adamw", "muon"], help=OPTIMIZER_HELP)
+    add("--lr", type=RATE, default=0.01, help="AdamW's highest learning rate")
+    add("--muon_lr", type=RATE, default=0.008, help="Muon's highest learning rate")
+    add("--warmup_iters", type=number(int, 0), default=100, help="iterations of linear warm-up")
+    add("--weight_decay", type=RATE, default=0.1, help="weight decay of the matrices")
+    add("--grad_clip", type=RATE, default=1.0, help="clip the gradient at this norm; 0: never")
+    add("--ema", type=SHARE, default=0.0, help=EMA_HELP)
     args = parser.parse_args(args)
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite exclude each other")
     return args
-
-
-def add_model_flags(group) -> None:
-    group.add_argument("--model", default="mini", choices=PRESETS, help=MODEL_HELP)
-    group.add_argument("--n_layer", type=SIZE, help="number of transformer layers")
-    group.add_argument("--n_head", type=SIZE, help="number of attention heads h in a layer")
-    group.add_argument("--n_embd", type=SIZE, help="number of feature channels C, a multiple of h")
-    group.add_argument("--dropout", type=number(float, 0, below=1), help="probability that an activation is dropped")
-    group.add_argument("--max_seq_len", type=SIZE, default=64, help="length L of the sequences")
-    group.add_argument("--no_pos", action="store_true", help="leave out the position embedding")
-    group.add_argument("--no_res", action="store_true", help="leave out the residual connections")
-
-
-def add_training_flags(group) -> None:
-    group.add_argument(
-        "--iters",
-        type=POSITIVE,
-        default=2000,
-        help="number of iterations; may be raised on --resume: the learning rates then fall to 0 at the new end",
-    )
-    group.add_argument("--batchsize", type=SIZE, default=16, help="sequences in a batch, B")
-    group.add_argument("--accum", type=SIZE, default=1, help=ACCUM_HELP)
-    group.add_argument("--windows", default="auto", choices=["auto", "poem", "stream"], help=WINDOWS_HELP)
-    group.add_argument("--optimizer", default="muon", choices=["adamw", "muon"], help=OPTIMIZER_HELP)
-    group.add_argument("--lr", type=RATE, default=0.01, help="AdamW's highest learning rate")
-    group.add_argument("--muon_lr", type=RATE, default=0.008, help="Muon's highest learning rate")
-    group.add_argument("--warmup_iters", type=number(int, 0), default=100, help="iterations of linear warm-up")
-    group.add_argument("--weight_decay", type=RATE, default=0.1, help="weight decay of the matrices")
-    group.add_argument("--grad_clip", type=RATE, default=1.0, help="clip the gradient at this norm; 0: never")
-    group.add_argument("--ema", type=number(float, 0, below=1), default=0.0, help=EMA_HELP)
-    group.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help=DTYPE_HELP)
-    group.add_argument("--compile", action="store_true", help="torch.compile the model: slow to start, then faster")
-    group.add_argument("--eval_interval", type=POSITIVE, default=100, help="iterations between evaluations")
-    group.add_argument("--eval_iters", type=POSITIVE, default=10, help="batches of validation text per evaluation")
-    group.add_argument("--tensorboard", action="store_true", help="also log for TensorBoard, into CKPT_PATH")
 
 
 def main() -> None:
@@ -330,18 +298,7 @@ def train_in(trainer: Trainer) -> None:
         print(f"{trainer.model.num_parameters():,} parameters on {trainer.device}{processes}, {trainer.dtype}: {sizes}")
     trainer.train()
     if main:
-        report(trainer)
-
-
-def report(trainer: Trainer) -> None:
-    """Writes result.json and prints what it says."""
-    result = trainer.result()
-    with atomic_write(trainer.folder / "result.json", "w") as file:
-        json.dump(result, file, indent=2)
-    for measure in [name for name in ("poem", "stream") if f"{name}_val_loss" in result]:
-        loss = result[f"{measure}_val_loss"]
-        print(f"whole validation split, by {measure}: loss {loss:.4f}, perplexity {perplexity(loss):.2f}")
-    print(f"{result['seconds']:.0f} s of training, {result['tokens_per_second']:,.0f} tokens/s; see {trainer.folder}")
+        write_result(trainer)
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ def last_loss(model: GPT, tokens: np.ndarray, starts: np.ndarray, length: int) -
     total = 0.0
     for i in range(0, len(starts), 256):
         windows = torch.from_numpy(tokens[starts[i : i + 256, None] + np.arange(length + 1)].astype(np.int64))
-        logits = model.head(model.features(windows[:, :-1])[0][:, -1])
+        logits = model.head(model.features(windows[:, :-1])[:, -1])
         total += torch.nn.functional.cross_entropy(logits, windows[:, -1], reduction="sum").item()
     return total / len(starts)
 

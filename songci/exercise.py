@@ -12,7 +12,6 @@ docs/course.md says how to hand it out.
 """
 
 import re
-import textwrap
 from pathlib import Path
 
 from songci.cli import ArgumentParser, UserError, atomic_write, run
@@ -20,46 +19,64 @@ from songci.cli import ArgumentParser, UserError, atomic_write, run
 HERE = Path(__file__).resolve().parent.parent
 GRADER = HERE / "tests" / "grade_exercise.py"
 BEGIN, END = "# exercise: begin", "# exercise: end"
-WIDTH = 120
+PART = re.compile(rf"^( *){BEGIN}\n(.*?)^ *{END}\n", re.DOTALL | re.MULTILINE)
+
+# What stands in the place of each part: its steps, and what the students are to write.
+TODOS = [
+    (
+        "Step 3.2 - 3.6",
+        "Step 3.2：计算 q kᵀ / √d，得到 scores：(B, h, L, d) @ (B, h, d, L) -> (B, h, L, L)",
+        "Step 3.3：加上掩码 M：M 为 True 的位置取 -∞（可用 masked_fill）",
+        "Step 3.4：沿最后一维（各个键 k）做 softmax，得到 weights：(B, h, L, L)，每行之和为 1",
+        "Step 3.5：对 weights 做 dropout（F.dropout，概率为参数 dropout）；返回的 weights 是 dropout 之前的",
+        "Step 3.6：乘以 v，得到 out：(B, h, L, L) @ (B, h, L, d) -> (B, h, L, d)",
+    ),
+    (
+        "Step 1, 2, 3.1",
+        "Step 1：用三个线性层 self.query、self.key、self.value 由 x 计算 q, k, v，尺寸均为 (B, L, C)",
+        "Step 2：用 view() 变形为 (B, L, h, d)",
+        "Step 3.1：用 transpose() 交换维度，变为 (B, h, L, d)",
+    ),
+    (
+        "Step 4, 5",
+        "Step 4：拼接各个头：out 由 (B, h, L, d) 交换维度为 (B, L, h, d)，再变形为 (B, L, C)",
+        "Step 5：经过线性层 self.out（即 W^O），再做 dropout（F.dropout，概率为变量 dropout）：(B, L, C)",
+    ),
+    (
+        "Step 1",
+        "Step 1：用 torch.arange() 生成位置序号 P = 0, 1, …, L-1，尺寸 (L,)，类型 torch.long，设备与 U 相同",
+    ),
+    (
+        "Step 2, 3, 4",
+        "Step 2：由 self.token_embedding 得到单词嵌入 (B, L, C)，由 self.position_embedding 得到 P 的位置编码 (L, C)",
+        "Step 3：x 为二者之和；若 self.config.no_pos 为 True，则只有单词嵌入；再经过 self.dropout",
+        "Step 4：生成掩码 M：(L, L)，类型 torch.bool，设备与 U 相同，对角线以上为 True：任何位置都看不到后面的字",
+        "  可用 torch.triu()，注意参数 diagonal",
+    ),
+    (
+        "Step 5, 6",
+        "Step 5：依次经过 self.layers 的各层：第 i 层的参数为 x, M, cache and cache[i], need_weights",
+        "  每层返回 x：(B, L, C) 和注意力系数：(B, h, L, L)，后者在 need_weights 为 True 时依次存入列表 attn_weights",
+        "Step 6：x 经过 self.norm，再经过 head（若为 None，则经过 self.head），得到 logits：(B, L, V)；不做 softmax",
+    ),
+]
 
 
 def blank(source: str) -> str:
     """The source without its marked parts; the marks stay, for a student to write between them.
 
-    For each part, see todo(). Raises UserError if the marks are not in pairs.
+    Raises UserError if there are not as many parts as TODOS.
     """
-    lines, part = [], None
-    for number, line in enumerate(source.splitlines(), start=1):
-        mark = line.strip()
-        if mark == (BEGIN if part is not None else END):
-            raise UserError(f"line {number}: {mark!r} does not fit: {BEGIN!r} and {END!r} take turns")
-        if mark == END:
-            lines += todo(part)
-            part = None
-        if part is None:
-            lines.append(line)
-        else:
-            part.append(line)
-        if mark == BEGIN:
-            part = []
-    if part is not None:
-        raise UserError(f"the last {BEGIN!r} has no {END!r}")
-    return "\n".join(lines) + "\n"
+    parts = iter(TODOS)
 
+    def todo(match: re.Match) -> str:
+        indent, (steps, *notes) = match[1], next(parts, ("",))
+        lines = [BEGIN, *(f"# TODO {note}" for note in notes), f'raise NotImplementedError("{steps}")', END]
+        return "".join(f"{indent}{line}\n" for line in lines)
 
-def todo(part: list[str]) -> list[str]:
-    """What replaces the lines of a part: its comments, with the names that they are about, and NotImplementedError."""
-    indent = re.match(" *", part[0])[0]
-    notes, steps = [], []
-    for line in map(str.strip, part):
-        code, _, comment = line.partition("# ")
-        if not code:
-            notes += textwrap.wrap(f"TODO {comment}", WIDTH - len(indent) - 2, subsequent_indent="  ")
-            steps += re.findall(r"Step ([\d., -]*\d)", comment)
-        elif comment:
-            notes.append(f"  {re.split(' = ', code)[0]}: {comment}")
-    message = f"Step {', '.join(steps)}"
-    return [*(f"{indent}# {note}" for note in notes), f'{indent}raise NotImplementedError("{message}")']
+    if not len(PART.findall(source)) == source.count(BEGIN) == source.count(END) == len(TODOS):
+        raise UserError(f"model.py does not have {len(TODOS)} parts between {BEGIN!r} and {END!r}")
+    return PART.sub(todo, source)
 
 
 def make(out: str | Path, overwrite: bool = False) -> None:

@@ -35,7 +35,6 @@ FILES = [
 ]
 GPT2_NAMES = {
     "attention_norm": "ln_1",
-    "attention.qkv": "attn.c_attn",
     "attention.out": "attn.c_proj",
     "feed_forward_norm": "ln_2",
     "feed_forward.up": "mlp.c_fc",
@@ -59,6 +58,9 @@ def gpt2_weights(model: GPT) -> dict[str, Tensor]:
         "transformer.ln_f.bias": model.norm.bias,
     }
     for i, layer in enumerate(model.layers):
+        qkv = (layer.attention.query, layer.attention.key, layer.attention.value)
+        weights[f"transformer.h.{i}.attn.c_attn.weight"] = torch.cat([linear.weight for linear in qkv]).T
+        weights[f"transformer.h.{i}.attn.c_attn.bias"] = torch.cat([linear.bias for linear in qkv])
         for ours, theirs in GPT2_NAMES.items():
             module = layer.get_submodule(ours)
             weight = module.weight.T if isinstance(module, nn.Linear) else module.weight

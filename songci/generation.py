@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -63,8 +64,10 @@ class CacheSlice:
         self.read = slice(None) if len(rows) == cache.keys.size(1) else self.rows[:, 0]  # all of them: no copy
         # (R, L) the places of the new tokens in their windows
         self.positions = torch.tensor(starts, device=device)[:, None] + torch.arange(L, device=device)
-        # (R, 1, L, S) True where a position must not look
-        self.mask = torch.arange(self.size, device=device) > self.positions[:, None, :, None]
+
+    def __getitem__(self, layer: int):
+        """extend() for a layer."""
+        return partial(self.extend, layer)
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Stores k, v (R, h, L, d) of the new tokens; returns those of all tokens (R, h, S, d)."""
@@ -132,7 +135,7 @@ def read(model: GPT, contexts: list[Context], cache: KVCache, rows: list[int]) -
     longest = max(1, max(map(len, new)))
     # No position looks to its right, so any padding will do
     U = torch.tensor([ids + [0] * (longest - len(ids)) for ids in new], device=model.device)
-    features, _ = model.features(U, cache=CacheSlice(cache, rows, [c.cached for c in contexts], longest))
+    features = model.features(U, CacheSlice(cache, rows, [c.cached for c in contexts], longest))
     for context in contexts:
         context.cached = len(context.ids)
     if longest == 1:

@@ -4,6 +4,7 @@ Each test compares with a definition, with PyTorch, or with transformers' GPT-2,
 handout it is about. A test that fails with NotImplementedError has come to a step that is still to be written.
 """
 
+import functools
 import importlib.util
 import math
 import sys
@@ -91,7 +92,8 @@ def test_step_1_to_5_multi_head_attention_is_pytorchs():
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.normal_()
-    names = {"in_proj_weight": ours.qkv.weight, "in_proj_bias": ours.qkv.bias}
+    qkv = (ours.query, ours.key, ours.value)
+    names = {f"in_proj_{kind}": torch.cat([getattr(linear, kind) for linear in qkv]) for kind in ("weight", "bias")}
     theirs.load_state_dict({**names, "out_proj.weight": ours.out.weight, "out_proj.bias": ours.out.bias})
     x, mask = torch.randn(B, L, C), later_positions()
     expected, expected_weights = theirs(x, x, x, attn_mask=mask, average_attn_weights=False)
@@ -126,12 +128,14 @@ def as_transformers(model):
     for i, layer in enumerate(model.layers):
         modules = {
             "ln_1": layer.attention_norm,
-            "attn.c_attn": layer.attention.qkv,
             "attn.c_proj": layer.attention.out,
             "ln_2": layer.feed_forward_norm,
             "mlp.c_fc": layer.feed_forward.up,
             "mlp.c_proj": layer.feed_forward.down,
         }
+        qkv = (layer.attention.query, layer.attention.key, layer.attention.value)
+        state[f"h.{i}.attn.c_attn.weight"] = torch.cat([linear.weight for linear in qkv]).T
+        state[f"h.{i}.attn.c_attn.bias"] = torch.cat([linear.bias for linear in qkv])
         for name, module in modules.items():
             state[f"h.{i}.{name}.weight"] = module.weight.T if module.weight.dim() == 2 else module.weight
             state[f"h.{i}.{name}.bias"] = module.bias
@@ -166,9 +170,9 @@ def test_gpt_step_3_dropout_acts_on_the_embeddings_in_training_only():
     model = make(dropout=0.5).train()
     model.layers, model.norm = torch.nn.ModuleList(), torch.nn.Identity()
     U = token_ids()
-    assert 0.3 < (model.features(U)[0] == 0).float().mean() < 0.7
+    assert 0.3 < (model.features(U) == 0).float().mean() < 0.7
     expected = model.token_embedding.weight[U] + model.position_embedding.weight[:L]
-    close(model.eval().features(U)[0], expected)
+    close(model.eval().features(U), expected)
 
 
 def test_gpt_step_4_no_position_sees_a_later_one():
@@ -191,8 +195,10 @@ class Past:
     def read(self, length: int):
         self.positions = torch.arange(self.size, self.size + length)[None]
         self.size += length
-        self.mask = torch.arange(self.size) > self.positions[:, None, :, None]  # (1, 1, L, size)
         return self
+
+    def __getitem__(self, layer: int):
+        return functools.partial(self.extend, layer)
 
     def extend(self, layer: int, k, v):
         for known, new in ((self.keys, k), (self.values, v)):
@@ -202,8 +208,8 @@ class Past:
 
 def test_gpt_reads_a_text_in_parts_as_it_reads_it_at_once():
     model, U, past = make(), token_ids(), Past(2)
-    parts = [model.features(part, cache=past.read(part.size(1)))[0] for part in U.split([3, 1, 1, 2], dim=1)]
-    close(torch.cat(parts, dim=1), model.features(U)[0])
+    parts = [model.features(part, past.read(part.size(1))) for part in U.split([3, 1, 1, 2], dim=1)]
+    close(torch.cat(parts, dim=1), model.features(U))
 
 
 def test_gpt_learns():

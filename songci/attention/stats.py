@@ -22,8 +22,8 @@ from model import GPT
 from songci import fonts
 from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary, load_dataset
-from songci.corpus.windows import PoemWindows
-from songci.training.measure import poem_loss, stream_loss
+from songci.corpus.windows import ScoredWindows
+from songci.training.measure import mean_loss
 
 
 @dataclass(frozen=True, repr=False)
@@ -175,12 +175,11 @@ def validation_loss(data_root: str | Path, model: GPT, title: tuple[int, ...], n
     Raises UserError if data_root is not a prepared data set.
     """
     _, _, tokens = load_dataset(data_root)
-    windows = PoemWindows.of(tokens, title, model.config.max_seq_len)
-    if not len(windows):
-        return lambda: stream_loss(model, tokens, batchsize=16, max_windows=num_windows)
-    first = windows[windows.scored == 0]  # the first window of each poem, the one with the title
+    windows = ScoredWindows.of_poems(tokens, title, model.config.max_seq_len)
+    windows = windows if len(windows) else ScoredWindows.of_stream(tokens, model.config.max_seq_len)
+    first = windows[windows.scored == 0]  # of each poem, the window with the title
     chosen = first[np.unique(np.arange(num_windows) * len(first) // num_windows)]
-    return lambda: poem_loss(model, tokens, chosen, batchsize=16)
+    return lambda: mean_loss(model, tokens, chosen, batchsize=16)
 
 
 @torch.inference_mode()

@@ -40,16 +40,22 @@ def poem_starts(tokens: np.ndarray, title: tuple[int, ...], block: int = 1 << 22
 
 
 @dataclass(frozen=True)
-class PoemWindows:
-    """The windows of all the poems in a text, as arrays of the same length."""
+class ScoredWindows:
+    """Windows that a text is read in, and which of their predictions count, as arrays of the same length."""
 
     start: np.ndarray  # place of the first input
     scored: np.ndarray  # how many of its first predictions an earlier window of the poem has already made
-    length: np.ndarray  # how many predictions belong to the poem; what comes after them is the next poem
+    length: np.ndarray  # how many predictions belong to the poem or to the text; what comes after them is the next poem
 
     @classmethod
-    def of(cls, tokens: np.ndarray, title: tuple[int, ...], seq_len: int) -> "PoemWindows":
-        """tokens: (n,) ids; title: as from title_ids()."""
+    def of_stream(cls, tokens: np.ndarray, seq_len: int) -> "ScoredWindows":
+        """The text as one stream: windows one after another, each of the n >= 2 tokens predicted once."""
+        start = np.arange(0, len(tokens) - 1, seq_len)
+        return cls(start, np.zeros_like(start), np.minimum(seq_len, len(tokens) - 1 - start))
+
+    @classmethod
+    def of_poems(cls, tokens: np.ndarray, title: tuple[int, ...], seq_len: int) -> "ScoredWindows":
+        """Of all the poems in (n,) ids, each character of them predicted once; title: as from title_ids()."""
         starts = poem_starts(tokens, title)
         ends = np.append(starts, len(tokens))[1:]
         half = max(1, seq_len // 2)
@@ -63,8 +69,8 @@ class PoemWindows:
     def __len__(self) -> int:
         return len(self.start)
 
-    def __getitem__(self, index) -> "PoemWindows":
-        return PoemWindows(self.start[index], self.scored[index], self.length[index])
+    def __getitem__(self, index) -> "ScoredWindows":
+        return ScoredWindows(self.start[index], self.scored[index], self.length[index])
 
 
 def stack_windows(tokens: np.ndarray, starts: np.ndarray, length: int) -> tuple[Tensor, Tensor]:
@@ -97,7 +103,7 @@ class Windows:
     Raises UserError for a text shorter than a window.
     """
 
-    def __init__(self, tokens: np.ndarray, seq_len: int, seed: int, poems: PoemWindows | None = None):
+    def __init__(self, tokens: np.ndarray, seq_len: int, seed: int, poems: ScoredWindows | None = None):
         if len(tokens) <= seq_len:
             raise UserError(f"the training split has {len(tokens)} characters: too few for --max_seq_len {seq_len}")
         self.tokens, self.seq_len, self.seed, self.poems = tokens, seq_len, seed, poems

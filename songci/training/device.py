@@ -1,11 +1,13 @@
 """The machine: which device and which dtype to compute with, its memory, and seeds for its random generators."""
 
 import ctypes
+import json
 import math
 import shutil
 import sys
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -50,15 +52,30 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if seconds[torch.bfloat16] < 0.75 * seconds[torch.float32] else torch.float32
 
 
+def settle(args, folder: Path) -> torch.device:
+    """The device of a training; sets args.dtype and the number of threads to those in a resumed run's config.json.
+
+    What the flags leave to "auto" is what the run began with, so that its numbers stay those of one machine.
+    """
+    device = choose_device(args.device)
+    if args.resume:
+        with suppress(OSError, ValueError, KeyError):  # without it, as at the start of a run
+            run = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            torch.set_num_threads(run["threads"])
+            args.dtype = run["dtype"] if args.dtype == "auto" else args.dtype
+            if args.device == "auto":
+                with suppress(UserError):  # this machine has no such device
+                    device = choose_device(run["device"].partition(":")[0])
+    if args.compile:
+        check_compiler(device)
+    if device.type == "cuda":  # its ten bits of mantissa are enough here, and fast
+        torch.set_float32_matmul_precision("high")
+    return device
+
+
 def seed_of(*numbers: int) -> int:
     """A seed for torch's generators from several numbers; other numbers give another seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
-
-
-def allow_tf32(device: torch.device) -> None:
-    """Lets a GPU that has TF32 use it for products of float32: its ten bits of mantissa are enough here, and fast."""
-    if device.type == "cuda":
-        torch.set_float32_matmul_precision("high")
 
 
 def check_compiler(device: torch.device) -> None:

@@ -28,15 +28,12 @@ class Muon(torch.optim.Optimizer):
     """Momentum orthogonalised by Newton–Schulz (Jordan et al. 2024), for matrices only.
 
     A matrix's update has the size that AdamW's would have, 0.2 √max(rows, columns) (Liu et al. 2025), so that one
-    learning rate suits all shapes. Matrices of one shape are orthogonalised together; those whose rows are blocks of a
-    square, like W^Q, W^K, W^V side by side, each block by itself.
+    learning rate suits all shapes. Matrices of one shape are orthogonalised together, which torch.optim.Muon does one
+    by one and in more time (docs/results.md).
     """
 
-    def __init__(
-        self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0, blocks: dict | None = None
-    ):
+    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.blocks = blocks or {}  # parameter → number of matrices stacked in its rows
 
     @torch.no_grad()
     def step(self) -> None:
@@ -46,14 +43,12 @@ class Muon(torch.optim.Optimizer):
                 buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
                 buffer.lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(buffer, group["momentum"])  # Nesterov's look-ahead
-                blocks = update.view(self.blocks.get(p, 1), -1, p.size(1))
-                by_shape[blocks.shape[1:]].append((p, blocks))
+                by_shape[p.shape].append((p, update))
             for shape, members in by_shape.items():
-                updates = orthogonalize(torch.cat([blocks for _, blocks in members]))
-                updates *= 0.2 * max(shape) ** 0.5
-                for (p, _), update in zip(members, updates.split([len(b) for _, b in members]), strict=True):
+                updates = orthogonalize(torch.stack([update for _, update in members]))
+                for (p, _), update in zip(members, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
-                    p.add_(update.reshape(p.shape), alpha=-group["lr"])
+                    p.add_(update, alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
 
 
 def make_optimizers(
@@ -72,36 +67,19 @@ def make_optimizers(
     fused = model.device.type in ("cpu", "cuda")
     optimizers = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=fused)]
     if inside:
-        qkv = {layer.attention.qkv.weight: 3 for layer in model.layers}
-        optimizers.append(Muon(inside, lr=muon_lr, weight_decay=weight_decay, blocks=qkv))
+        optimizers.append(Muon(inside, lr=muon_lr, weight_decay=weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
     return optimizers
 
 
-def load_state(optimizer: torch.optim.Optimizer, saved: dict, iteration: int) -> None:
-    """Restores the state that the optimiser had after `iteration` steps. Raises ValueError if it does not fit.
-
-    The settings stay: those of a resumed run are the same, and the schedule sets the rates.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    names = {"momentum"} if isinstance(optimizer, Muon) else {"step", "exp_avg", "exp_avg_sq"}
-    state = saved["state"] if type(saved) is dict else None
-    if type(state) is not dict or state.keys() != set(range(len(parameters))):
-        raise ValueError("its optimiser has other parameters")
-    for i, p in enumerate(parameters):
-        if type(state[i]) is not dict or state[i].keys() != names:
-            raise ValueError("its optimiser is of another kind")
-        for name, value in state[i].items():
-            shape = () if name == "step" else p.shape
-            if type(value) is not Tensor or value.shape != shape or value.dtype != p.dtype or not value.is_contiguous():
-                raise ValueError("its optimiser's state has another shape")
-            if not value.isfinite().all() or (name != "momentum" and name != "exp_avg" and value.min() < 0):
-                raise ValueError("its optimiser's state holds impossible numbers")
-        if "step" in names and state[i]["step"].item() != min(iteration, 1 << 24):  # where float32 stops counting
-            raise ValueError("its optimiser has made another number of steps")
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+def set_rates(optimizers: list[torch.optim.Optimizer], iteration: int, iters: int, warmup_iters: int) -> None:
+    """Sets the learning rates of an iteration; see schedule()."""
+    rate = schedule(iteration, iters, warmup_iters)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["base_lr"]
 
 
 def schedule(iteration: int, iters: int, warmup_iters: int) -> float:

@@ -7,7 +7,7 @@ started without torchrun, is the case of rank 0 of 1.
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -43,6 +43,12 @@ class Parallel:
         own = batch.tensor_split(self.world)[self.rank]
         return [piece for piece in own.tensor_split(parts) if len(piece)]
 
+    def agree(self, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+        """bfloat16 only if all processes chose it: on a CPU, that is a measurement."""
+        if dtype != torch.bfloat16 or self.total(dtype == torch.bfloat16, device=device)[0] == self.world:
+            return dtype
+        return torch.float32
+
     def total(self, *values: float, device: torch.device) -> list[float]:
         """The sums of the numbers over the processes."""
         if self.world == 1:
@@ -50,11 +56,6 @@ class Parallel:
         summed = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(summed)
         return summed.tolist()
-
-
-def accumulate(module: nn.Module, last: bool):
-    """The context of a backward pass: gradients are exchanged after the last piece of a batch only."""
-    return module.no_sync() if hasattr(module, "no_sync") and not last else nullcontext()
 
 
 @contextmanager

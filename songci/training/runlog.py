@@ -13,6 +13,8 @@ import torch
 
 from songci.cli import UserError, atomic_write
 from songci.fonts import find
+from songci.training.checkpoint import load_checkpoint
+from songci.training.loss import perplexity
 
 RUN_FILES = ["log.csv", "loss&perplexity.jpg", "best.pt", "last.pt", "result.json"]  # and config.json
 EVENTS = "events.out.tfevents.*"  # the names of TensorBoard's files
@@ -98,6 +100,32 @@ def write_log(path: Path, rows: list[dict]) -> None:
         writer = csv.DictWriter(file, LOG_FIELDS, lineterminator="\n")
         writer.writeheader()
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+
+
+def write_result(trainer) -> None:
+    """Writes result.json: the losses over the whole validation split, and the cost of the run; prints what it says.
+
+    best_val_loss and final_val_loss, those of best.pt and of last.pt, are measured on windows as in training, of poems
+    or of the stream; the other losses are those of best.pt. Raises UserError if best.pt is of another run.
+    """
+    path, own = trainer.folder / "best.pt", trainer.args.windows
+    model, vocabulary, checkpoint = load_checkpoint(path, trainer.device)
+    if model.config != trainer.model.config or vocabulary.chars != trainer.vocabulary.chars:
+        raise UserError(f"{path} is of another run than last.pt: start again with --overwrite")
+    final = {name: value for name, value in trainer.rows[-1].items() if name in WHOLE_FIELDS}
+    best = final if checkpoint.get("iteration") == trainer.iteration else trainer.measures.whole(model)
+    result = {"windows": own}
+    for name, losses in (("best", best), ("final", final)):
+        result |= {f"{name}_val_loss": losses[f"{own}_val_loss"], f"{name}_perplexity": losses[f"{own}_perplexity"]}
+    speed = trainer.tokens / trainer.seconds
+    result |= best | {"iters": trainer.iteration, "tokens": trainer.tokens, "seconds": trainer.seconds}
+    result |= {"tokens_per_second": speed, "parameters": trainer.model.num_parameters()}
+    with atomic_write(trainer.folder / "result.json", "w") as file:
+        json.dump(result, file, indent=2)
+    for measure in trainer.measures.windows:
+        loss = result[f"{measure}_val_loss"]
+        print(f"whole validation split, by {measure}: loss {loss:.4f}, perplexity {perplexity(loss):.2f}")
+    print(f"{trainer.seconds:.0f} s of training, {speed:,.0f} tokens/s; see {trainer.folder}")
 
 
 class TensorBoard:
