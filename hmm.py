@@ -102,8 +102,8 @@ def backward(pi, a, b, obs, scale=False):
 
 def posterior(alpha, beta):
     """γ_t(i) = P(q_t = S_i | O, λ) as (T, N). Rows of α and β may be scaled: what they are divided by cancels out."""
-    gamma = alpha * beta  # P(O, q_t = S_i | λ)
-    gamma /= gamma.sum(axis=1, keepdims=True)  # γ_t(i) = α_t(i) β_t(i) / Σ_j α_t(j) β_t(j), eq. 27
+    gamma = alpha * beta
+    gamma /= np.einsum("tj,tj->t", alpha, beta)[:, None]  # γ_t(i) = α_t(i) β_t(i) / Σ_j α_t(j) β_t(j), eq. 27
     return gamma
 
 
@@ -344,7 +344,7 @@ def scaled(recursion: Callable, pi, a, b, obs) -> tuple[np.ndarray, np.ndarray]:
     """`forward` or `backward`, scaled. Raises Underflow if floats would lose something."""
     a = np.asfortranarray(a) if recursion is forward else a  # the inner loop runs down a column of A, or along a row
     values, c = calculate(recursion, pi, a, b, obs, True)
-    if values.dtype != object and ((values > 0) & (values < FLOOR)).any():
+    if values.dtype != object and (values[values < FLOOR] > 0).any():
         raise Underflow
     return values, c
 
