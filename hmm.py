@@ -5,87 +5,372 @@ backward variables α and β, P(O) in three ways, the posteriors γ and ξ, all 
 The states are S1 畅销 (selling well) and S2 滞销 (selling badly); the observations are the grades of phone bought month
 by month: H high, M middle, L low.
 
-  python hmm.py --format markdown --lang en           the same as Markdown, in English
-  python hmm.py --plot trellis.png                    draw the trellis as well
+  python hmm.py --lang en --plot trellis.png          in English, and the trellis as a picture
   python hmm.py --model model.json --obs a,b,b        any other model; some are in data/hmm, the exercise too
   python hmm.py --model model.json --obs FILE --fit   learn from sequences, one per line (Baum–Welch)
   python hmm.py --sample 1000 --seed 1                draw a sequence from the model, in a form that --obs reads
 
 A model is a JSON object with startprob (N numbers), transmat (N rows of N), emissionprob (N rows of M), and optional
 names in states (N) and symbols (M). Numbers may be fractions in quotes, "1/3". If several paths are best, the one whose
-last state has the lowest number is chosen; among these, the one with the lowest state before the last, and so on.
+last state has the lowest number is chosen; among these, the one with the lowest state before the last, and so on. So it
+is in small problems, which are solved in fractions; in large ones the rounding of floats may decide.
 
 JSON output is one object per sequence, each on its own line, with times, states and symbols counted from 0. A
 probability below the range of floats (about 1e-308) is null, and so is ln 0: log_alpha, log_beta and log_delta hold the
 logarithms, and where they are null the probability is 0. If P(O) = 0, then gamma, xi, delta, psi and the path are null,
-and "note" says why. With --sample the object has states and observations; with --fit it has log_likelihood, a list of
-all steps, and model.
+and "note" says why. Small problems have the fractions too, in "exact". With --sample the object has states and
+observations; with --fit it has log_likelihood, a list of all steps, and model.
 
-The code: markov.py (the model, and all variables by definition), inference.py (sequences of any length), scans.py and
-semirings.py (what makes that fast), baumwelch.py (learning, sampling), walkthrough.py, words.py and render.py (the
-explanation), trellis.py (the picture).
+The code: below, λ and every variable in the handout's order and notation; equation numbers are those of L. R. Rabiner,
+Proc. IEEE 77(2), 1989. Around it, in songci/hmm: files.py (models, sequences, JSON), baumwelch.py (learning, sampling),
+kbest.py, walkthrough.py (the explanation), trellis.py (the picture).
 """
 
-import json
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
-from songci.cli import ArgumentParser, UserError, atomic_write, check_writable, number, run
-from songci.hmm import trellis
-from songci.hmm.baumwelch import baum_welch, random_model, sample
-from songci.hmm.inference import (
-    Scaled,
-    Viterbi,
-    backward,
-    best_path,
-    expected_counts,
-    forward,
-    kbest,
-    pair_posterior,
-    posterior,
-    score,
-    viterbi,
-)
-from songci.hmm.markov import (
-    HMM,
-    ImpossibleSequenceError,
-    ModelError,
-    Variables,
-    by_definition,
-    load_model,
-    read_sequences,
-)
-from songci.hmm.render import FORMATS, Heading, render
-from songci.hmm.walkthrough import kbest_section, walkthrough
-from songci.hmm.words import Words
+from songci.cli import ArgumentParser, UserError, check_writable, number, run
 
-__all__ = [  # what a notebook or a test finds here
-    "HMM",
-    "PHONE_STORE",
-    "ImpossibleSequenceError",
-    "ModelError",
-    "Scaled",
-    "Viterbi",
-    "backward",
-    "baum_welch",
-    "best_path",
-    "by_definition",
-    "expected_counts",
-    "forward",
-    "kbest",
-    "load_model",
-    "pair_posterior",
-    "posterior",
-    "random_model",
-    "sample",
-    "score",
-    "viterbi",
-]
 
-EXACT_UP_TO = 400  # T·N²: up to here JSON also has fractions
+class ModelError(UserError, ValueError):
+    """A model that is not valid, or observations that do not fit it."""
+
+
+class ImpossibleSequenceError(UserError, ValueError):
+    """P(O|λ) = 0: no state sequence emits O, so there are no posteriors and no best path."""
+
+
+# α, β, γ, ξ, δ, ψ of T observations obs (T,) under N states: π_i is pi[i], a_ij is a[i, j], b_i(k) is b[i, k]. They are
+# arrays of numpy, of fractions as well as of floats. A table has a row per time. In code all count from 0.
+
+
+def forward(pi, a, b, obs, scale=False):
+    """α_t(i) = P(o_1 … o_t, q_t = S_i | λ) as (T, N), and the sums of its rows (T,), the last of which is P(O|λ).
+
+    `scale` keeps floats from underflow: each row is divided by its sum c_t before the next is computed, and P(O|λ) is
+    the product of all c_t (section V.A).
+    """
+    states = range(len(pi))
+    alpha, c = np.zeros((len(obs), len(pi)), pi.dtype), np.zeros(len(obs), pi.dtype)
+    for t in range(len(obs)):
+        total = 0
+        for i in states:
+            if t == 0:
+                alpha[0, i] = pi[i] * b[i, obs[0]]  # α_1(i) = π_i b_i(o_1), eq. 19
+            else:
+                into_i = 0
+                for j in states:
+                    into_i += alpha[t - 1, j] * a[j, i]
+                alpha[t, i] = into_i * b[i, obs[t]]  # α_{t+1}(i) = [Σ_j α_t(j) a_ji] b_i(o_{t+1}), eq. 20
+            total += alpha[t, i]
+        c[t] = total  # P(O|λ) = Σ_i α_T(i), eq. 21
+        if scale and total > 0:
+            for i in states:
+                alpha[t, i] /= total
+    return alpha, c
+
+
+def backward(pi, a, b, obs, scale=False):
+    """β_t(i) = P(o_{t+1} … o_T | q_t = S_i, λ) as (T, N), and the sums of its rows (T,), by which `scale` divides.
+
+    The last row is 1, and never divided.
+    """
+    states = range(len(a))
+    beta, c = np.ones((len(obs), len(a)), a.dtype), np.ones(len(obs), a.dtype)  # β_T(i) = 1, eq. 24
+    for t in range(len(obs) - 2, -1, -1):
+        total = 0
+        for i in states:
+            out_of_i = 0
+            for j in states:
+                out_of_i += a[i, j] * b[j, obs[t + 1]] * beta[t + 1, j]
+            beta[t, i] = out_of_i  # β_t(i) = Σ_j a_ij b_j(o_{t+1}) β_{t+1}(j), eq. 25
+            total += out_of_i
+        c[t] = total
+        if scale and total > 0:
+            for i in states:
+                beta[t, i] /= total
+    return beta, c
+
+
+def posterior(alpha, beta):
+    """γ_t(i) = P(q_t = S_i | O, λ) as (T, N). Rows of α and β may be scaled: what they are divided by cancels out."""
+    gamma = alpha * beta
+    gamma /= np.einsum("tj,tj->t", alpha, beta)[:, None]  # γ_t(i) = α_t(i) β_t(i) / Σ_j α_t(j) β_t(j), eq. 27
+    return gamma
+
+
+def pair_posterior(pi, a, b, obs, alpha, beta):
+    """ξ_t(i, j) = P(q_t = S_i, q_{t+1} = S_j | O, λ) as (T-1, N, N). Rows of α and β may be scaled."""
+    b_next = b[:, obs[1:]].T  # (T-1, N)
+    xi = alpha[:-1, :, None] * a * (b_next * beta[1:])[:, None, :]  # α_t(i) a_ij b_j(o_{t+1}) β_{t+1}(j)
+    xi /= xi.sum(axis=(1, 2), keepdims=True)  # divided by P(O|λ), eq. 37
+    return xi
+
+
+def viterbi(pi, a, b, obs, logs=False):
+    """The best path q* (T,), δ_t(i) = max P(q_1 … q_{t-1}, q_t = S_i, o_1 … o_t | λ) as (T, N), and ψ_t(i) as (T, N).
+
+    ψ_t(i), the handout's φ, is the best state before S_i; its first row is 0 by convention. Ties go to the lower index,
+    in ψ and in q*_T. `logs` keeps floats from underflow: the numbers are logarithms, whose products are sums.
+    """
+    states, last = range(len(pi)), len(obs) - 1
+    delta, psi = np.zeros((len(obs), len(pi)), pi.dtype), np.zeros((len(obs), len(pi)), np.int32)
+    for t in range(len(obs)):
+        for i in states:
+            best, before = pi[i], 0
+            if t > 0:
+                best = -np.inf
+                for j in states:
+                    into_i = delta[t - 1, j] + a[j, i] if logs else delta[t - 1, j] * a[j, i]
+                    if into_i > best:
+                        best, before = into_i, j
+            psi[t, i] = before  # ψ_t(i) = argmax_j δ_{t-1}(j) a_ji, eq. 33
+            # δ_1(i) = π_i b_i(o_1), eq. 32; δ_t(i) = max_j[δ_{t-1}(j) a_ji] b_i(o_t), eq. 33
+            delta[t, i] = best + b[i, obs[t]] if logs else best * b[i, obs[t]]
+    path = np.zeros(len(obs), np.int64)
+    for i in states:
+        if delta[last, i] > delta[last, path[last]]:
+            path[last] = i  # q*_T = argmax_i δ_T(i), eq. 34
+    for t in range(last - 1, -1, -1):
+        path[t] = psi[t + 1, path[t + 1]]  # q*_t = ψ_{t+1}(q*_{t+1}), eq. 35
+    return path, delta, psi
+
+
+# λ = (π, A, B).
+
+MATRICES = {"startprob": 1, "transmat": 2, "emissionprob": 2}  # and how many dimensions each has
+
+
+@dataclass(frozen=True, eq=False)
+class HMM:
+    """λ = (π, A, B), with the names of its N states and M symbols (by default S1 … SN and v1 … vM).
+
+    `startprob` (N,) holds π_i, `transmat` (N, N) a_ij from row i to column j, `emissionprob` (N, M) b_i(k), as floats
+    or fractions. They are copied and made read-only. A bad matrix raises ModelError, which names the row and its sum.
+
+    The methods solve sequences of any length, given as symbols' indices (T,). They raise ModelError if it is not such
+    a sequence, and the posteriors and viterbi() raise ImpossibleSequenceError if P(O|λ) = 0.
+    """
+
+    startprob: np.ndarray
+    transmat: np.ndarray
+    emissionprob: np.ndarray
+    states: Sequence[str] = ()
+    symbols: Sequence[str] = ()
+
+    def __post_init__(self):
+        given = {name: getattr(self, name) for name in MATRICES}
+        for name, dimensions in MATRICES.items():
+            object.__setattr__(self, name, _probabilities(name, given[name], dimensions))
+        object.__setattr__(self, "_given", [np.array(values, dtype=object) for values in given.values()])
+        n, m = len(self.startprob), self.emissionprob.shape[1]
+        for name, shape in ("transmat", (n, n)), ("emissionprob", (n, m)):
+            if getattr(self, name).shape != shape:
+                raise ModelError(f"{name} has shape {getattr(self, name).shape}, not {shape}: startprob has {n} states")
+        for field, count, letter in ("states", n, "S"), ("symbols", m, "v"):
+            names = tuple(getattr(self, field)) or tuple(f"{letter}{i + 1}" for i in range(count))
+            if len(names) != count or len(set(names)) != count:
+                raise ModelError(f"{field} must be {count} different names, not {', '.join(map(str, names))}")
+            object.__setattr__(self, field, names)
+
+    @functools.cached_property
+    def exact(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """π, A, B in fractions; a float becomes the simplest fraction that rounds to it.
+
+        0.1 is 1/10, and 0.3333333333333333 is 1/3; where that takes a denominator above 10⁶, the decimal as printed.
+        """
+        return tuple(np.vectorize(_fraction, otypes=[object])(values) for values in self._given)
+
+    def encode(self, symbols: Iterable[str]) -> np.ndarray:
+        """Names of symbols → their indices (T,). Raises ModelError if one is unknown, or if there are none."""
+        index = {name: k for k, name in enumerate(self.symbols)}
+        try:
+            return self.check([index[symbol] for symbol in symbols])
+        except KeyError as error:
+            raise ModelError(f"unknown symbol {error}, the model has {', '.join(self.symbols)}") from None
+
+    def check(self, obs: Sequence[int]) -> np.ndarray:
+        """`obs` as an array (T,) of symbols' indices. Raises ModelError if it is not one, or empty."""
+        obs, m = np.asarray(obs), self.emissionprob.shape[1]
+        if obs.size == 0:
+            raise ModelError("the observation sequence is empty")
+        if obs.ndim != 1 or obs.dtype.kind not in "iu":
+            raise ModelError(f"observations must be T whole numbers, not {obs.dtype} of shape {obs.shape}")
+        if obs.min() < 0 or obs.max() >= m:
+            t = np.flatnonzero((obs < 0) | (obs >= m))[0]
+            raise ModelError(f"observation {t + 1} is {obs[t]}, but the symbols' indices are 0 to {m - 1}")
+        return obs.astype(np.int64, copy=False)
+
+    def score(self, obs: Sequence[int]) -> float:
+        """The log-likelihood ln P(O|λ), eq. 103; -inf if P(O|λ) = 0."""
+        return float(self._solve(obs, lambda *problem: ln(scaled(forward, *problem)[1]).sum()))
+
+    def forward(self, obs: Sequence[int]) -> np.ndarray:
+        """ln α (T, N)."""
+        alpha, c = self._solve(obs, lambda *problem: scaled(forward, *problem))
+        return ln(alpha) + np.cumsum(ln(c))[:, None]
+
+    def backward(self, obs: Sequence[int]) -> np.ndarray:
+        """ln β (T, N), computed without α."""
+        beta, c = self._solve(obs, lambda *problem: scaled(backward, *problem))
+        return ln(beta) + np.cumsum(ln(c)[::-1])[::-1, None]
+
+    def posterior(self, obs: Sequence[int]) -> np.ndarray:
+        """γ (T, N); each row sums to 1."""
+        return self._solve(obs, lambda *problem: posterior(*_possible(*problem))).astype(float, copy=False)
+
+    def pair_posterior(self, obs: Sequence[int]) -> np.ndarray:
+        """ξ (T-1, N, N); each matrix sums to 1."""
+        return self._solve(obs, lambda *problem: pair_posterior(*problem, *_possible(*problem))).astype(
+            float, copy=False
+        )
+
+    def expectations(self, obs: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """γ (T, N), and Σ_t ξ_t (N, N) without all ξ at a time."""
+
+        def solve(pi, a, b, obs):
+            alpha, beta = _possible(pi, a, b, obs)
+            rows = max(1, 2**22 // a.size)
+            parts = (slice(t, t + rows + 1) for t in range(0, len(obs) - 1, rows))
+            xi = (pair_posterior(pi, a, b, obs[part], alpha[part], beta[part]).sum(axis=0) for part in parts)
+            return posterior(alpha, beta).astype(float, copy=False), sum(xi, np.zeros_like(a)).astype(float)
+
+        return self._solve(obs, solve)
+
+    def viterbi(self, obs: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The best path (T,), ln δ (T, N), the largest of whose last row is ln P*, and ψ (T, N)."""
+        pi, a, b = (np.asfortranarray(ln(getattr(self, name))) for name in MATRICES)
+        path, log_delta, psi = calculate(viterbi, pi, a, b, self.check(obs), True)
+        _require_possible(log_delta.max(axis=1) > -np.inf)
+        return path, log_delta, psi
+
+    def exactly(self, obs: Sequence[int]) -> SimpleNamespace:
+        """All variables in fractions; γ and ξ are None if P(O|λ) = 0. For short sequences: each step adds digits."""
+        problem = *self.exact, self.check(obs)
+        (alpha, c), (beta, _), (path, delta, psi) = forward(*problem), backward(*problem), viterbi(*problem)
+        v = SimpleNamespace(likelihood=c[-1], alpha=alpha, beta=beta, delta=delta, psi=psi, path=path)
+        v.gamma = posterior(alpha, beta) if c[-1] else None
+        v.xi = pair_posterior(*problem, alpha, beta) if c[-1] else None
+        return v
+
+    def _solve(self, obs: Sequence[int], solve: Callable):
+        """solve(π, A, B, obs) in floats, or in decimals if floats would lose something."""
+        obs, matrices = self.check(obs), [getattr(self, name) for name in MATRICES]
+        try:
+            if min(matrix[matrix > 0].min() for matrix in matrices) < FLOOR:
+                raise Underflow
+            return solve(*matrices, obs)
+        except Underflow:
+            with localcontext(Context(prec=28, Emin=MIN_EMIN, Emax=MAX_EMAX)):  # down to 10^(-10^18)
+                return solve(*(np.vectorize(Decimal, otypes=[object])(matrix) for matrix in matrices), obs)
+
+
+def _probabilities(name: str, values, dimensions: int) -> np.ndarray:
+    """A read-only matrix of floats, if its rows are probability distributions; or ModelError."""
+    try:
+        matrix = np.array(values, dtype=float)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ModelError(f"{name} is not a table of numbers: {error}") from None
+    if matrix.ndim != dimensions or matrix.size == 0:
+        raise ModelError(f"{name} has shape {matrix.shape}: it needs {dimensions} dimension(s), none of them empty")
+    for i, row in enumerate(np.atleast_2d(matrix), start=1):
+        where, total = name if dimensions == 1 else f"{name} row {i}", row.sum()
+        if not (row >= 0).all():  # NaN fails every comparison
+            column = np.flatnonzero(~(row >= 0))[0]
+            raise ModelError(f"{where}, entry {column + 1} is {row[column]:g}, not a probability (row sum {total:g})")
+        if abs(total - 1) > 1e-6:
+            raise ModelError(f"{where} sums to {total:.9g}, not to 1")
+    matrix.setflags(write=False)
+    return matrix
+
+
+def _fraction(value) -> Fraction:
+    """The fraction that `HMM.exact` takes a number for."""
+    if isinstance(value, Fraction):
+        return value
+    value = float(value)
+    simple = Fraction(value).limit_denominator(10**6)
+    return simple if float(simple) == value else Fraction(repr(value))
+
+
+# The recursions over long sequences: in machine code, and so that a state is not lost that is 10^(-400) times as likely
+# as another, because it may be the one that survives.
+
+COMPILED_FROM = 10**6  # steps over t, i, j, of all calls together: numba takes half a second to load
+FLOOR = 1e-75  # of the floats in λ and in scaled rows: a product of four of them, as in ξ, does not underflow
+
+
+class Underflow(ArithmeticError):
+    """A positive float lies below FLOOR."""
+
+
+@functools.cache
+def compiled(recursion: Callable) -> Callable | None:
+    """The recursion in machine code; None without numba."""
+    try:
+        from numba import njit
+    except ImportError:
+        return None
+    njit = functools.partial(njit, error_model="numpy", fastmath={"reassoc", "contract"})
+    try:
+        return njit(recursion, cache=True)  # in __pycache__, for the next time
+    except RuntimeError:  # no folder to write to
+        return njit(recursion)
+
+
+def calculate(recursion: Callable, pi, a, b, obs, flag: bool) -> tuple:
+    """recursion(…), in machine code once that pays, or in Python's floats, faster one by one than those of numpy."""
+    if pi.dtype == object:
+        return recursion(pi, a, b, obs, flag)
+    calculate.steps += len(obs) * a.size
+    if calculate.steps >= COMPILED_FROM and compiled(recursion):
+        return compiled(recursion)(pi, a, b, obs, flag)
+    result = recursion(*(x.astype(object) for x in (pi, a, b, obs)), flag)
+    return tuple(x.astype(float) if x.dtype == object else x for x in result)
+
+
+calculate.steps = 0
+
+
+def scaled(recursion: Callable, pi, a, b, obs) -> tuple[np.ndarray, np.ndarray]:
+    """`forward` or `backward`, scaled. Raises Underflow if floats would lose something."""
+    a = np.asfortranarray(a) if recursion is forward else a  # the inner loop runs down a column of A, or along a row
+    values, c = calculate(recursion, pi, a, b, obs, True)
+    if values.dtype != object and (values[values < FLOOR] > 0).any():
+        raise Underflow
+    return values, c
+
+
+def _possible(*problem) -> tuple[np.ndarray, np.ndarray]:
+    """α and β, scaled. Raises ImpossibleSequenceError if P(O|λ) = 0."""
+    alpha, c = scaled(forward, *problem)
+    _require_possible(c > 0)
+    return alpha, scaled(backward, *problem)[0]
+
+
+def _require_possible(emitted: np.ndarray) -> None:
+    """Raises ImpossibleSequenceError if a time is not among those up to which O is `emitted` (T,) by some path."""
+    if not emitted.all():
+        t = emitted.argmin() + 1
+        raise ImpossibleSequenceError(f"P(O) = 0: no state sequence emits the first {t} observation(s)")
+
+
+def ln(x: np.ndarray) -> np.ndarray:
+    """Natural logarithms of floats, or of decimals; -inf for zeros."""
+    if x.dtype == object:
+        parts = np.array([f"{number:.16e}".split("e") for number in x.flat], dtype=float).reshape(*x.shape, 2)
+        return ln(parts[..., 0]) + parts[..., 1] * math.log(10)
+    with np.errstate(divide="ignore"):
+        return np.log(x)
+
 
 PHONE_STORE = HMM(
     startprob=[0.5, 0.5],
@@ -96,110 +381,31 @@ PHONE_STORE = HMM(
 )
 
 
-# JSON.
-
-
-def as_json(model: HMM, obs: Sequence[int], brief: bool = False, k: int = 0) -> str:
-    """One line of JSON about `obs` (T,), as the module's docstring describes it, with the `k` best paths.
-
-    `brief` leaves out what has a row for each time. Raises ModelError.
-    """
-    log_likelihood = score(model, obs)
-    possible = log_likelihood > -math.inf
-    result = {"observations": [model.symbols[o] for o in obs], "likelihood": _plain(log_likelihood)}
-    result["log_likelihood"] = _finite(log_likelihood)
-    if not brief:
-        result |= _tables(model, obs, possible)
-    try:
-        result["viterbi"] = _path(model, *best_path(model, obs))
-    except ImpossibleSequenceError as error:
-        result["viterbi"] = {"path": None, "states": None, "probability": 0.0, "log_probability": None}
-        result["note"] = str(error)
-    if k:
-        result["kbest"] = [_path(model, *path) for path in kbest(model, obs, k)] if possible else []
-    if len(obs) * len(model.states) ** 2 <= EXACT_UP_TO and not brief:
-        _put_exact(result, by_definition(*model.exact, list(obs)))
-    return json.dumps(result, ensure_ascii=False, allow_nan=False)
-
-
-def _tables(model: HMM, obs: Sequence[int], possible: bool) -> dict:
-    best = viterbi(model, obs) if possible else None
-    logs = {"alpha": forward(model, obs).log, "beta": backward(model, obs).log, "delta": best and best.delta.log}
-    result = {name: _plain(log) for name, log in logs.items()}
-    result["gamma"] = posterior(model, obs).tolist() if possible else None
-    result["xi"] = pair_posterior(model, obs).tolist() if possible else None
-    result["psi"] = best.psi.tolist() if possible else None
-    return result | {f"log_{name}": _finite(log) for name, log in logs.items()}
-
-
-def _put_exact(result: dict, variables: Variables) -> None:
-    """Adds the fractions, and rounds the plain numbers from them: 0.03541 instead of 0.03541000000000002."""
-
-    def each(change, values):
-        return [each(change, value) for value in values] if isinstance(values, list) else change(values)
-
-    result["exact"] = {}
-    for name in ("likelihood", "alpha", "beta", "gamma", "xi", "delta"):
-        values = getattr(variables, name)
-        if result[name] is not None:  # δ, γ and ξ of an impossible sequence are
-            result["exact"][name] = each(str, values)
-            result[name] = each(lambda x: None if x and not float(x) else float(x), values)
-    if result["viterbi"]["path"]:
-        best = max(variables.delta[-1])
-        result["exact"]["path_probability"], result["viterbi"]["probability"] = str(best), float(best) or None
-
-
-def _path(model: HMM, path: np.ndarray, log_probability: float) -> dict:
-    states = [model.states[i] for i in path]
-    probability = {"probability": _plain(log_probability), "log_probability": log_probability}
-    return {"path": path.tolist(), "states": states, **probability}
-
-
-def _plain(log):
-    """exp of logarithms, a number or an array, for JSON: null where that is below the range of floats but not 0."""
-    if log is None or isinstance(log, float):
-        return log if log is None else 0.0 if log == -math.inf else math.exp(log) or None
-    values = np.exp(log)
-    lost = (values == 0) & ~np.isneginf(log)
-    return np.where(lost, None, values).tolist() if lost.any() else values.tolist()
-
-
-def _finite(log):
-    """Logarithms, a number or an array, for JSON: null for ln 0."""
-    if log is None or isinstance(log, float):
-        return None if log == -math.inf else log
-    return np.where(np.isneginf(log), None, log).tolist() if np.isneginf(log).any() else log.tolist()
-
-
 # The command line.
 
 
 def parse_args():
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--model", type=Path, help="a model as a JSON file (default: the exercise)")
-    parser.add_argument(
-        "--obs", help="observations separated by commas, or a file with one sequence per line (default: H,M,L)"
+    add = parser.add_argument
+    add("--model", type=Path, help="a model as a JSON file (default: the exercise)")
+    add("--obs", help="observations separated by commas, or a file with a sequence per line (default: H,M,L)")
+    add("--format", choices=["text", "json"], default="text", help="how to print")
+    add("--lang", choices=["zh", "en"], default="zh", help="language of the explanation")
+    add("--plot", type=Path, metavar="FILE", help="draw the trellis (.png, .pdf, .svg) of one sequence")
+    add(
+        "--plot_nodes",
+        choices=["delta", "alpha", "beta", "gamma"],
+        default="delta",
+        help="what the nodes of the trellis show",
     )
-    parser.add_argument(
-        "--format", choices=[*FORMATS, "json"], default="text", help="how to print; latex is a whole document"
-    )
-    parser.add_argument("--lang", choices=["zh", "en"], default="zh", help="language of the explanation")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the trellis (.png, .pdf, .svg) of one sequence")
-    parser.add_argument(
-        "--plot_nodes", choices=trellis.SHOWN, default="delta", help="what the nodes of the trellis show"
-    )
-    parser.add_argument("--brief", action="store_true", help="JSON without alpha, beta, gamma, xi, delta, psi")
-    parser.add_argument("--kbest", type=number(int, 1), metavar="K", help="also the K most probable paths")
-    parser.add_argument("--fit", action="store_true", help="learn from the sequences by Baum–Welch, print the model")
-    parser.add_argument("--iters", type=number(int, 0), default=100, help="for --fit: the largest number of steps")
-    parser.add_argument(
-        "--tolerance", type=number(float, 0), default=1e-6, help="for --fit: stop when ln P gains less in a step"
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="for --fit: save the model")
-    parser.add_argument(
-        "--sample", type=number(int, 1, 10**8), metavar="N", help="draw a sequence of N symbols from the model"
-    )
-    parser.add_argument("--seed", type=number(int, 0), help="for --sample (default: 0); for --fit: begin at random")
+    add("--brief", action="store_true", help="JSON without alpha, beta, gamma, xi, delta, psi")
+    add("--kbest", type=number(int, 1), metavar="K", help="also the K most probable paths")
+    add("--fit", action="store_true", help="learn from the sequences by Baum–Welch, print the model")
+    add("--iters", type=number(int, 0), default=100, help="for --fit: the largest number of steps")
+    add("--tolerance", type=number(float, 0), default=1e-6, help="for --fit: stop when ln P gains less in a step")
+    add("--out", type=Path, metavar="FILE", help="for --fit: save the model")
+    add("--sample", type=number(int, 1, 10**8), metavar="N", help="draw a sequence of N symbols from the model")
+    add("--seed", type=number(int, 0), help="for --sample (default: 0); for --fit: begin at random")
     args = parser.parse_args()
     task = "--fit" if args.fit else "--sample"
     for flag, given, ignored in (
@@ -220,69 +426,29 @@ def parse_args():
 
 
 def main():
+    from songci.hmm import baumwelch, files, trellis, walkthrough
+
     args = parse_args()
     for flag, path in ("--plot", args.plot), ("--out", args.out):
         if path:
             check_writable(flag, path)
-    model = load_model(args.model) if args.model else PHONE_STORE
+    model, as_json = files.load_model(HMM, args.model) if args.model else PHONE_STORE, args.format == "json"
     if args.sample:
-        print_sample(model, args)
+        baumwelch.print_sample(model, args.sample, args.seed or 0, as_json)
         return
-    sequences = read_sequences(model, "H,M,L" if args.obs is None else args.obs)
+    sequences = files.read_sequences(model, "H,M,L" if args.obs is None else args.obs)
     if args.fit:
-        fit(model, sequences, args)
+        baumwelch.fit(model, sequences, args.seed, args.iters, args.tolerance, args.out, as_json)
         return
     if args.plot:
         if len(sequences) > 1:
             raise UserError(f"--plot draws one sequence, and --obs has {len(sequences)}")
         trellis.plot(model, sequences[0], args.plot, args.plot_nodes)
-    if args.format == "json":
+    if as_json:
         for obs in sequences:
-            print(as_json(model, obs, args.brief, args.kbest or 0))
+            print(files.result_to_json(model, obs, args.brief, args.kbest or 0))
     else:
-        explain(model, sequences, args)
-
-
-def explain(model: HMM, sequences: list, args) -> None:
-    """Prints the walk-through of each sequence as one document."""
-    document, say = [], Words(args.lang)
-    for i, obs in enumerate(sequences, start=1):
-        document += [Heading(say("sequence", i=i, n=len(sequences)))] if len(sequences) > 1 else []
-        document += walkthrough(model, obs, args.lang)
-        if args.kbest and score(model, obs) > -math.inf:
-            document += kbest_section(model, kbest(model, obs, args.kbest), args.kbest, args.lang)
-    print(render(document, args.format))
-
-
-def print_sample(model: HMM, args) -> None:
-    """Prints a sampled sequence and its states."""
-    states, obs = sample(model, args.sample, args.seed or 0)
-    states, obs = [model.states[i] for i in states], [model.symbols[o] for o in obs]
-    if args.format == "json":
-        print(json.dumps({"states": states, "observations": obs}, ensure_ascii=False))
-    else:  # lines that --obs reads: a comment and a sequence
-        print(f"# {','.join(states)}\n{','.join(obs)}")
-
-
-def fit(model: HMM, sequences: list, args) -> None:
-    """Prints the log-likelihood of all sequences at each step of Baum–Welch, then the model, which --out saves."""
-    start = model if args.seed is None else random_model(model, args.seed)
-    steps, text, fitted = [], args.format != "json", start
-    for better, log_likelihood in baum_welch(start, sequences):
-        fitted = better
-        gain = log_likelihood - steps[-1] if steps else math.inf
-        steps.append(log_likelihood)
-        if text:
-            print(f"step {len(steps) - 1}: ln P = {log_likelihood:.10g}", flush=True)
-        if len(steps) > args.iters or gain < args.tolerance:
-            break
-    if args.out:
-        with atomic_write(args.out, "w") as file:
-            file.write(fitted.to_json())
-    if text:
-        print(f"\n{fitted.to_json()}", end="")
-    else:
-        print(json.dumps({"log_likelihood": steps, "model": json.loads(fitted.to_json())}, ensure_ascii=False))
+        print(walkthrough.explain(model, sequences, args.lang, args.kbest or 0))
 
 
 if __name__ == "__main__":

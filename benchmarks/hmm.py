@@ -1,134 +1,89 @@
-"""How fast hmm.py is compared with hmmlearn (C++): score, posterior and Viterbi, as ratios in one run.
+"""How fast hmm.py is beside hmmlearn (C++): score, posterior (γ) and Viterbi, with numba and without, in one run.
 
-  ours            score(), posterior() and best_path(), with the check of the observations
-  log, scaling    hmmlearn's CategoricalHMM with either of its implementations (Viterbi has only one)
+Each time is the best of several calls, taken in turn, with one thread. Numba's compiling is timed apart, in a folder
+of its own, so that nothing is found compiled. `ratio` is how many times faster than the faster of hmmlearn's
+implementations, log and scaling, the compiled loops are. Without numba sizes are left out that take minutes.
 
-Each time is the best of several calls, taken in turn, with one thread, for a model that has been used before (the
-fractions that decide ties are computed once per model). `random` models have rows from the uniform distribution over
-distributions; a `sticky` model stays in its state with probability 0.999, so that the guesses of where a block begins
-fail (see scans.py) and matrix products are needed. Peak memory (Linux) is that of a process that runs only ours.
-
-  python benchmarks/hmm.py                            N = 2, 8, 32 states and T = 10³ … 10⁶
-  python benchmarks/hmm.py --states 2 --kind sticky   a chain that forgets slowly
+  python benchmarks/hmm.py                                   N = 2, 8, 32 states, T = 10⁴, 10⁵, 10⁶
+  python benchmarks/hmm.py --states 2 --lengths 1000000      one size
 """
 
 import os
+import tempfile
 
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"  # before numpy comes in
+os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp()
 
 import argparse
-import re
-import subprocess
+import math
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from hmmlearn.hmm import CategoricalHMM
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from hmm import HMM, best_path, posterior, score
+import hmm
 
 NUM_SYMBOLS = 10
-OURS = {"score": score, "posterior": posterior, "viterbi": best_path}
-THEIRS = {"score": "score", "posterior": "predict_proba", "viterbi": "decode"}
-SLOW = 10**8  # T·N²: fewer calls from here on
+TASKS = {"score": "score", "posterior": "predict_proba", "viterbi": "decode"}  # ours and hmmlearn's names
+PLAIN_UP_TO = 10**7  # T·N², without numba
 
 
-def problem(kind: str, n: int, length: int) -> tuple[HMM, np.ndarray]:
-    """A model of n states and observations (T,)."""
+def problem(n: int, length: int) -> tuple[hmm.HMM, np.ndarray]:
+    """A model of n states, its rows from the uniform distribution over distributions, and observations (T,)."""
     rng = np.random.default_rng(n)
-    transmat = rng.dirichlet(np.ones(n), size=n)
-    if kind == "sticky":
-        transmat = 0.999 * np.eye(n) + 0.001 * transmat
-    model = HMM(rng.dirichlet(np.ones(n)), transmat, rng.dirichlet(np.ones(NUM_SYMBOLS), size=n))
-    return model, rng.integers(0, NUM_SYMBOLS, length)
+    rows = rng.dirichlet(np.ones(n)), rng.dirichlet(np.ones(n), n), rng.dirichlet(np.ones(NUM_SYMBOLS), n)
+    return hmm.HMM(*rows), rng.integers(0, NUM_SYMBOLS, length)
 
 
-def with_hmmlearn(model: HMM, implementation: str):
-    """The model as an hmmlearn model."""
-    from hmmlearn.hmm import CategoricalHMM
-
-    other = CategoricalHMM(len(model.startprob), n_features=NUM_SYMBOLS, implementation=implementation)
-    other.startprob_, other.transmat_, other.emissionprob_ = model.startprob, model.transmat, model.emissionprob
-    return other
+def ours(task: str, model, obs, compiled: bool):
+    hmm.COMPILED_FROM = 0 if compiled else math.inf
+    return getattr(model, task)(obs)
 
 
-def ways_of(task: str, model: HMM, obs: np.ndarray) -> dict[str, Callable]:
-    """Calls that do the task, by the name of their implementation."""
-    ways = {"ours": lambda: OURS[task](model, obs)}
-    for implementation in ("log",) if task == "viterbi" else ("log", "scaling"):
-        method = getattr(with_hmmlearn(model, implementation), THEIRS[task])
-        ways[implementation] = lambda method=method: method(obs[:, None])
-    return ways
-
-
-def fastest(ways: dict[str, Callable], calls: int) -> dict[str, float]:
-    """Seconds of the fastest call of each way; the ways take turns, so that a noisy moment affects all alike."""
-    ways["ours"]()
-    seconds = dict.fromkeys(ways, float("inf"))
+def seconds(ways: dict, calls: int) -> dict[str, float]:
+    """Of the fastest call of each way; the ways take turns, so that a noisy moment affects all alike."""
+    best = dict.fromkeys(ways, math.inf)
     for _ in range(calls):
         for name, way in ways.items():
             start = time.perf_counter()
             way()
-            seconds[name] = min(seconds[name], time.perf_counter() - start)
-    return seconds
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
 
 
-def agree(model: HMM, obs: np.ndarray) -> float:
-    """The relative difference of the log-likelihoods."""
-    theirs = with_hmmlearn(model, "log").score(obs[:, None])
-    return abs(score(model, obs) / theirs - 1)
-
-
-def memory(kind: str, n: int, length: int) -> float:
-    """The peak memory in MB of a process that runs only ours."""
-    flags = f"--part memory --kind {kind} --states {n} --lengths {length}".split()
-    return float(subprocess.run([sys.executable, __file__, *flags], capture_output=True, text=True, check=True).stdout)
-
-
-def table(args) -> None:
-    """Prints a row for each size and task, then the differences and the peak memory."""
-    print("| N | T | task | ours, ms | hmmlearn log, ms | scaling, ms | ours is faster by, log | scaling |")
-    print("|---|---|---|---|---|---|---|---|")
-    notes = []
-    for n in args.states:
-        for length in args.lengths:
-            model, obs = problem(args.kind, n, length)
-            for task in OURS:
-                ways = ways_of(task, model, obs)
-                seconds = fastest(ways, 3 if length * n * n >= SLOW else 7)
-                ms = [f"{1e3 * seconds[way]:.3g}" if way in seconds else "–" for way in ("ours", "log", "scaling")]
-                ratios = [seconds[way] / seconds["ours"] if way in seconds else None for way in ("log", "scaling")]
-                ratios = [f"{ratio:.2f}" if ratio else "–" for ratio in ratios]
-                print(f"| {n} | {length:,} | {task} | {' | '.join(ms + ratios)} |", flush=True)
-            if length == max(args.lengths):
-                peak = memory(args.kind, n, length)
-                notes.append(
-                    f"N = {n}, T = {length:,}: log-likelihoods differ by {agree(model, obs):.0e}, peak {peak:.0f} MB"
-                )
-    print("\n" + "\n".join(notes))
-
-
-def only_ours(args) -> None:
-    """Runs ours once and prints the peak memory in MB."""
-    model, obs = problem(args.kind, args.states[0], args.lengths[0])
-    for way in OURS.values():
-        way(model, obs)
-    status = Path("/proc/self/status").read_text()  # ru_maxrss would include the process that started this one
-    print(int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024)
+def row(task: str, n: int, length: int) -> str:
+    model, obs = problem(n, length)
+    ways = {"numba": lambda: ours(task, model, obs, True)}
+    for name in ("log",) if task == "viterbi" else ("log", "scaling"):  # Viterbi has only one
+        theirs = CategoricalHMM(n, n_features=NUM_SYMBOLS, implementation=name)
+        theirs.startprob_, theirs.transmat_, theirs.emissionprob_ = model.startprob, model.transmat, model.emissionprob
+        ways[name] = lambda theirs=theirs: getattr(theirs, TASKS[task])(obs[:, None])
+    best = seconds(ways, 7 if length * n * n < 10**8 else 3)
+    ratio = min(best.get("log"), best.get("scaling", math.inf)) / best["numba"]
+    if length * n * n <= PLAIN_UP_TO:
+        best |= seconds({"plain": lambda: ours(task, model, obs, False)}, 2)
+    cells = [f"{1e3 * best[way]:.3g}" if way in best else "–" for way in ("numba", "plain", "log", "scaling")]
+    return f"| {n} | {length:,} | {task} | {' | '.join(cells)} | {ratio:.2f} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--states", type=int, nargs="+", default=[2, 8, 32], metavar="N", help="numbers of states")
-    parser.add_argument(
-        "--lengths", type=int, nargs="+", default=[10**3, 10**4, 10**5, 10**6], metavar="T", help="of the sequences"
-    )
-    parser.add_argument("--kind", choices=["random", "sticky"], default="random", help="of models")
-    parser.add_argument("--part", choices=["table", "memory"], default="table", help=argparse.SUPPRESS)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[10**4, 10**5, 10**6], metavar="T")
     args = parser.parse_args()
-    {"table": table, "memory": only_ours}[args.part](args)
+    start, first = time.perf_counter(), problem(2, 10)
+    for task in TASKS:
+        ours(task, *first, compiled=True)
+    print(f"numba: loaded, and three loops compiled, in {time.perf_counter() - start:.1f} s\n")
+    print("| N | T | task | numba, ms | plain, ms | hmmlearn log, ms | scaling, ms | ratio |")
+    print("|---|---|---|---|---|---|---|---|")
+    for n in args.states:
+        for length in args.lengths:
+            for task in TASKS:
+                print(row(task, n, length), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from hmm import HMM, PHONE_STORE, backward, forward, pair_posterior, posterior, viterbi
+from hmm import HMM, PHONE_STORE
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,14 +28,14 @@ def test_exercise_by_enumeration_of_its_eight_paths():
     assert np.unravel_index(paths.argmax(), paths.shape) == (0, 0, 1)
     assert paths.max() == pytest.approx(0.0096)
     assert paths[0, 1, 1] == pytest.approx(0.006) == np.sort(paths.ravel())[-2]  # the runner-up
-    best = viterbi(PHONE_STORE, [0, 1, 2])
-    np.testing.assert_allclose(best.delta.plain, [[0.2, 0.1], [0.048, 0.024], [0.00576, 0.0096]])
-    assert best.psi[1:].tolist() == [[0, 0], [0, 0]]
-    assert best.path.tolist() == [0, 0, 1]
+    path, log_delta, psi = PHONE_STORE.viterbi([0, 1, 2])
+    np.testing.assert_allclose(np.exp(log_delta), [[0.2, 0.1], [0.048, 0.024], [0.00576, 0.0096]])
+    assert psi[1:].tolist() == [[0, 0], [0, 0]]
+    assert path.tolist() == [0, 0, 1]
 
 
 def test_exercise_probability_of_the_sequence_three_ways():
-    alpha, beta = forward(PHONE_STORE, [0, 1, 2]).plain, backward(PHONE_STORE, [0, 1, 2]).plain
+    alpha, beta = np.exp(PHONE_STORE.forward([0, 1, 2])), np.exp(PHONE_STORE.backward([0, 1, 2]))
     first = PHONE_STORE.startprob * PHONE_STORE.emissionprob[:, 0]
     np.testing.assert_allclose(
         [alpha[-1].sum(), (first * beta[0]).sum(), *(alpha * beta).sum(axis=1)], [0.03541] * 5, rtol=1e-12
@@ -74,7 +74,7 @@ def problem():
 def test_1_1_gamma_is_the_normalised_product(problem):
     model, obs, total, one, _ = problem
     gamma = one / total  # the definition, (T, N)
-    alpha, beta = forward(model, obs).plain, backward(model, obs).plain
+    alpha, beta = np.exp(model.forward(obs)), np.exp(model.backward(obs))
     options = {
         "A": alpha * beta,
         "B": alpha * beta / (alpha * beta).sum(axis=1, keepdims=True),
@@ -85,23 +85,23 @@ def test_1_1_gamma_is_the_normalised_product(problem):
     for name in "ACD":
         assert np.abs(options[name] - gamma).max() > 0.1, name
     np.testing.assert_allclose(options["A"], one)  # A is the joint probability with O
-    np.testing.assert_allclose(posterior(model, obs), gamma)
+    np.testing.assert_allclose(model.posterior(obs), gamma)
 
 
 def test_1_2_joint_probability_of_two_states_and_the_observations(problem):
     model, obs, total, _, two = problem
     expected = two[1, 3]  # P(q_5 = S_2, q_6 = S_4, O), the definition
-    alpha5, beta6 = forward(model, obs).plain[4, 1], backward(model, obs).plain[5, 3]
+    alpha5, beta6 = np.exp(model.forward(obs))[4, 1], np.exp(model.backward(obs))[5, 3]
     a24, b4 = model.transmat[1, 3], model.emissionprob[3, obs[5]]
     options = {"A": alpha5 * a24, "B": b4 * beta6, "C": alpha5 * a24 * b4, "D": alpha5 * a24 * b4 * beta6}
     assert [name for name, value in options.items() if np.isclose(value, expected, rtol=1e-9)] == ["D"]
     assert min(options[name] for name in "ABC") > 10 * expected
-    assert pair_posterior(model, obs)[4, 1, 3] == pytest.approx(expected / total)
+    assert model.pair_posterior(obs)[4, 1, 3] == pytest.approx(expected / total)
 
 
 def test_1_2_wrong_options_are_other_probabilities(problem):
     model, obs, *_ = problem
-    alpha5, beta6 = forward(model, obs).plain[4, 1], backward(model, obs).plain[5, 3]
+    alpha5, beta6 = np.exp(model.forward(obs))[4, 1], np.exp(model.backward(obs))[5, 3]
     a24, b4 = model.transmat[1, 3], model.emissionprob[3, obs[5]]
     five, six = keep_axes(all_paths(model, obs[:5]), 4), keep_axes(all_paths(model, obs[:6]), 4, 5)
     rest = all_paths(model, obs[5:], first=np.eye(5)[3]).sum()

@@ -1,1 +1,1 @@
-"""Around hmm.py: files of models, Baum–Welch, the explanation of the exercise, and the trellis."""
+"""Around hmm.py: files of models, Baum–Welch, the best paths, the explanation of the exercise, and the trellis."""

@@ -3,80 +3,106 @@
 The equation numbers are those of L. R. Rabiner, Proc. IEEE 77(2), 1989.
 """
 
+import json
+import math
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 
-from songci.hmm.inference import Counts, expected_counts
-from songci.hmm.markov import HMM, ImpossibleSequenceError
-from songci.hmm.scans import Blocks, follow
+from songci.cli import UserError, atomic_write
+from songci.hmm.files import model_to_json
 
 
-def baum_welch(model: HMM, sequences: Sequence[Sequence[int]]) -> Iterator[tuple[HMM, float]]:
+def baum_welch(model, sequences: Sequence[np.ndarray]) -> Iterator[tuple]:
     """Expectation maximisation: yields (model, ln P(all sequences | model)), first `model` itself, then better ones.
 
     A step cannot make the sequences less likely (Rabiner, section III.C; eqs. 40a to 40c, summed over the sequences as
     in 109 and 110). It ends when a step gains nothing more, or loses by rounding. A state that is never visited keeps
-    its rows. Raises ModelError, and ImpossibleSequenceError if P(O|λ) = 0 for one of the sequences.
+    its rows. Raises UserError if P(O|λ) = 0 for one of the sequences.
     """
-    counts = _total_counts(model, sequences)
-    yield model, counts.log_likelihood
+    best = -math.inf
     while True:
-        better = _reestimated(model, counts)
-        new_counts = _total_counts(better, sequences)
-        if new_counts.log_likelihood <= counts.log_likelihood:
+        log_likelihood, *counts = _expected_counts(model, sequences)
+        if log_likelihood <= best:
             return
-        model, counts = better, new_counts
-        yield model, counts.log_likelihood
+        yield model, log_likelihood
+        best = log_likelihood
+        matrices = zip(counts, (model.startprob, model.transmat, model.emissionprob), strict=True)
+        model = type(model)(*(_normalised(*pair) for pair in matrices), model.states, model.symbols)
 
 
-def _total_counts(model: HMM, sequences: Sequence[Sequence[int]]) -> Counts:
-    counts = []
+def _expected_counts(model, sequences: Sequence[np.ndarray]) -> tuple:
+    """ln P of all sequences; how often each state starts (N,), follows another (N, N), emits each symbol (N, M)."""
+    log_likelihood, m = 0.0, len(model.symbols)
+    start, transitions, emissions = np.zeros(len(model.states)), 0, 0
     for number, obs in enumerate(sequences, start=1):
         try:
-            counts.append(expected_counts(model, obs))
-        except ImpossibleSequenceError as error:
-            raise ImpossibleSequenceError(f"sequence {number}: {error}") from None
-    return Counts(*map(sum, zip(*counts, strict=True)))
+            gamma, xi = model.expectations(obs)
+        except UserError as error:
+            raise type(error)(f"sequence {number}: {error}") from None
+        log_likelihood += model.score(obs)
+        start, transitions = start + gamma[0], transitions + xi
+        emissions = emissions + np.array([np.bincount(obs, weights=column, minlength=m) for column in gamma.T])
+    return log_likelihood, start, transitions, emissions
 
 
-def _reestimated(model: HMM, counts: Counts) -> HMM:
-    startprob = _normalised_rows(counts.start[None], model.startprob[None])[0]
-    transmat = _normalised_rows(counts.transitions, model.transmat)
-    emissionprob = _normalised_rows(counts.emissions, model.emissionprob)
-    return HMM(startprob, transmat, emissionprob, model.states, model.symbols)
-
-
-def _normalised_rows(counts: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+def _normalised(counts: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
     """Rows divided by their sums; for a row of zeros, that of `otherwise`."""
-    total = counts.sum(axis=1, keepdims=True)
+    total = counts.sum(axis=-1, keepdims=True)
     return np.where(total > 0, counts / np.where(total > 0, total, 1), otherwise)
 
 
-def random_model(model: HMM, seed: int) -> HMM:
+def random_model(model, seed: int):
     """A model with the same states and symbols; each row is drawn uniformly from all distributions."""
     rng, (n, m) = np.random.default_rng(seed), model.emissionprob.shape
     draw = (rng.dirichlet(np.ones(size), rows) for size, rows in ((n, None), (n, n), (m, n)))
-    return HMM(*draw, model.states, model.symbols)
+    return type(model)(*draw, model.states, model.symbols)
 
 
-def sample(model: HMM, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def sample(model, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A sequence of `length` symbols drawn from the model: states (T,) and observations (T,), counted from 0."""
-    uniform = np.random.default_rng(seed).random((2, length))
-    n, blocks = len(model.startprob), Blocks(np.zeros(length, dtype=int), len(model.startprob))
-    first = _draw(model.startprob, uniform[0, :1])[0]
-    maps = np.tile(np.arange(n)[:, None], blocks.count * blocks.length)  # maps[i, t]: what follows state i of time t
-    for i in range(n):
-        maps[i, : length - 1] = _draw(model.transmat[i], uniform[0, 1:])
-    maps = maps.reshape(n, blocks.count, blocks.length).transpose(2, 0, 1)
-    states = np.append(first, follow(maps, first).T.reshape(-1)[: length - 1])
-    obs = np.empty(length, dtype=int)
-    for i in range(n):
-        obs[states == i] = _draw(model.emissionprob[i], uniform[1, states == i])
+    sums = (np.cumsum(matrix, axis=-1) for matrix in (model.startprob, model.transmat, model.emissionprob))
+    first, follow, emit = (total / total[..., -1:] for total in sums)  # distribution functions, to be inverted
+    uniform, rows = np.random.default_rng(seed).random((2, length)), follow.tolist()
+    states, obs, row = np.empty(length, dtype=int), np.empty(length, dtype=int), first.tolist()
+    for t, u in enumerate(uniform[0]):
+        states[t] = state = bisect_right(row, u)
+        row = rows[state]
+    for i, total in enumerate(emit):
+        obs[states == i] = np.searchsorted(total, uniform[1, states == i], side="right")
     return states, obs
 
 
-def _draw(probabilities: np.ndarray, uniform: np.ndarray) -> np.ndarray:
-    """For each uniform number of [0, 1) an index, by the inverse of the cumulative distribution."""
-    total = np.cumsum(probabilities)
-    return np.searchsorted(total / total[-1], uniform, side="right")
+# The command line.
+
+
+def print_sample(model, length: int, seed: int, as_json: bool) -> None:
+    """Prints a sampled sequence and its states."""
+    states, obs = sample(model, length, seed)
+    states, obs = [model.states[i] for i in states], [model.symbols[o] for o in obs]
+    if as_json:
+        print(json.dumps({"states": states, "observations": obs}, ensure_ascii=False))
+    else:  # lines that --obs reads: a comment and a sequence
+        print(f"# {','.join(states)}\n{','.join(obs)}")
+
+
+def fit(model, sequences: list, seed: int | None, iters: int, tolerance: float, out: Path | None, as_json: bool):
+    """Prints the log-likelihood of all sequences at each step, then the model, which goes into the file `out` too."""
+    steps = []
+    for better, log_likelihood in baum_welch(model if seed is None else random_model(model, seed), sequences):
+        fitted, gain = better, log_likelihood - steps[-1] if steps else math.inf
+        steps.append(log_likelihood)
+        if not as_json:
+            print(f"step {len(steps) - 1}: ln P = {log_likelihood:.10g}", flush=True)
+        if len(steps) > iters or gain < tolerance:
+            break
+    text = model_to_json(fitted)
+    if out:
+        with atomic_write(out, "w") as file:
+            file.write(text)
+    if as_json:
+        print(json.dumps({"log_likelihood": steps, "model": json.loads(text)}, ensure_ascii=False))
+    else:
+        print(f"\n{text}", end="")

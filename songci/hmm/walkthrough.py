@@ -1,333 +1,401 @@
 """A sequence under a hidden Markov model, worked through as on paper: every number with its formula filled in.
 
-`walkthrough()` makes a document in the notation of the handout (and of Rabiner's tutorial; the handout's φ is his ψ),
-in Chinese or English (`words.py`). Small problems are computed in fractions and shown with all formulas; larger ones
-are computed by `inference.py` and shown as tables, without their middle when they are long. `render.py` prints it.
+The text is in the notation of the handout (and of Rabiner's tutorial; the handout's φ is his ψ), in Chinese or English.
+Small problems are computed in fractions and shown with all formulas; larger ones are computed in floats and shown as
+tables, without their middle when they are long.
 """
 
+import itertools
 import math
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
+from decimal import Decimal
 from fractions import Fraction
 
 import numpy as np
 
-from songci.hmm.inference import Path, backward, forward, pair_posterior, posterior, viterbi
-from songci.hmm.markov import HMM, all_paths, by_definition
-from songci.hmm.render import Formulas, Heading, Table, Text, decimal, equals, log_number, name, operand, times
-from songci.hmm.words import Words
+from songci.hmm.kbest import kbest
 
 FORMULAS_UP_TO = 128  # T·N²: formulas with fractions up to here, tables of floats beyond
 PATHS_UP_TO = 64  # N^T: all paths are listed up to here
 PATH_UP_TO = 200  # T: paths of --kbest are shown in full up to here, because they may differ anywhere
 ROWS, COLUMNS = 24, 16  # of a table that is shown in full
+FRACTION_LENGTH = 16  # longer fractions, in characters, are not shown
+
+WORDS = {
+    "model": ("模型 λ = (π, A, B)", "The model λ = (π, A, B)"),
+    "observed": ("观测序列", "Observations"),
+    "forward": ("前向算法：前向变量 α", "The forward algorithm: α"),
+    "backward": ("后向算法：后向变量 β", "The backward algorithm: β"),
+    "likelihood": ("评估问题：P(O|λ) 的三种求法", "The evaluation problem: P(O|λ) three ways"),
+    "gamma": ("后验概率 γ：给定 O 时各时刻处于各状态的概率", "The posterior γ: the probability of each state, given O"),
+    "xi": (
+        "后验概率 ξ：给定 O 时相邻两个时刻状态的联合概率",
+        "The posterior ξ: the probability of each transition, given O",
+    ),
+    "paths": ("枚举全部 {n} 条路径", "All {n} paths"),
+    "path": ("路径", "path"),
+    "share": ("占 P(O)", "share of P(O)"),
+    "sum": ("合计", "sum"),
+    "viterbi": ("解码问题：维特比（Viterbi）算法", "The decoding problem: the Viterbi algorithm"),
+    "trace": ("从最后一个时刻回溯：", "Traced back from the last time step:"),
+    "ties": ("概率相等时，取序号较小的状态。", "Ties go to the state with the lower number."),
+    "answer": ("答案", "The answer"),
+    "kbest": ("概率最大的 {n} 条路径", "The {n} most probable paths"),
+    "fewer": ("概率不为 0 的路径只有这些。", "No other path is possible."),
+    "sequence": ("第 {i} 个序列，共 {n} 个", "Sequence {i} of {n}"),
+    "left out": (
+        "（共 {n} 行，此处只显示开头和末尾；完整结果见 --format json）",
+        "({n} rows, of which only the first and last are shown; --format json prints them all)",
+    ),
+    "wide matrix": ("（共 {n} 列，此处不显示）", "({n} columns, not shown here)"),
+    "wide": (
+        "（共 {n} 列，此处不显示；完整结果见 --format json）",
+        "({n} columns, not shown here; --format json prints them)",
+    ),
+    "sentence": (
+        "观测序列 {obs} 的概率为 {p}。最可能的状态序列是 {path}，其概率为 {best}{share}。",
+        "The probability of {obs} is {p}. The most probable state sequence is {path}, with probability {best}{share}.",
+    ),
+    "its share": ("，占 P(O) 的 {share:.1%}", ", which is {share:.1%} of P(O)"),
+    "impossible": (
+        "P(O) = 0：没有任何状态序列能产生前 {t} 个观测，因此没有后验概率，也没有最优路径。",
+        "P(O) = 0: no state sequence emits the first {t} observation(s), so there are no posteriors and no best path.",
+    ),
+    "comma": ("、", ", "),
+}
 
 
-def walkthrough(model: HMM, obs: Sequence[int], lang: str) -> list:
-    """The document, a list of blocks for `render`, about `obs` (T,); `lang` is zh or en. Raises ModelError."""
-    obs, say = model.check(obs).tolist(), Words(lang)
-    work = Worked if len(obs) * len(model.states) ** 2 <= FORMULAS_UP_TO else Tabulated
-    shown = work(model, obs, say)
-    document = [*_model(model, obs, say), *shown.forward(), *shown.backward(), *shown.likelihood()]
-    if not shown.possible:
-        return [*document, Heading(say("answer")), Text(say("impossible", t=shown.impossible_at()))]
-    return [*document, *shown.posteriors(), *shown.viterbi(), *shown.answer()]
+def explain(model, sequences: list, lang: str, k: int = 0) -> str:
+    """The text about each sequence, with the `k` best paths; `lang` is zh or en. Raises UserError."""
+
+    def say(key: str, **values) -> str:
+        return WORDS[key][("zh", "en").index(lang)].format(**values)
+
+    document = []
+    for i, obs in enumerate(sequences, start=1):
+        document += [heading(say("sequence", i=i, n=len(sequences)))] if len(sequences) > 1 else []
+        work = Worked if len(obs) * len(model.states) ** 2 <= FORMULAS_UP_TO else Tabulated
+        document += [*_model(model, obs, say), *work(model, obs, say).document()]
+        paths = kbest(model, obs, k) if k else []
+        if paths:
+            rows = [
+                [str(rank), _names(model, path, ", ", whole=PATH_UP_TO), log_number(log_p)]
+                for rank, (path, log_p) in enumerate(paths, start=1)
+            ]
+            document += [heading(say("kbest", n=len(paths))), table("", ["", say("path"), "P(q, O | λ)"], rows)]
+            document += [say("fewer")] if len(paths) < k else []
+    return "\n\n".join(document)
 
 
-def kbest_section(model: HMM, paths: list[Path], k: int, lang: str) -> list:
-    """The blocks about `paths`: the `k` best of a sequence, or all of them if fewer are possible."""
-    say = Words(lang)
-    rows = [
-        [str(rank), _names(model, path.states, ", ", whole=PATH_UP_TO), log_number(path.log_probability)]
-        for rank, path in enumerate(paths, start=1)
-    ]
-    table = Table("", ["", name(say("path")), r"P(q, O \mid \lambda)"], rows)
-    return [Heading(say("kbest", n=len(paths))), table, *([Text(say("fewer"))] if len(paths) < k else [])]
+# Blocks of text.
+
+LOW, HIGH = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"), str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
+
+
+def low(number: int | str) -> str:
+    """A number as an index: ₁₂."""
+    return str(number).translate(LOW)
+
+
+def width(text: str) -> int:
+    """Columns that a text takes on a terminal: a Chinese character takes two."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
+def heading(text: str) -> str:
+    return f"{text}\n{'-' * width(text)}"
+
+
+def formulas(*lines: str) -> str:
+    return "\n".join(f"  {line}" for line in lines)
+
+
+def table(title: str, header: list[str], rows: list[list[str]]) -> str:
+    rows = [header, *rows]
+    widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
+    padded = ["   ".join(" " * (w - width(cell)) + cell for w, cell in zip(widths, row, strict=True)) for row in rows]
+    return (f"{title}\n" if title else "") + formulas(*padded)
+
+
+# Numbers.
+
+
+def decimal(x: Fraction) -> tuple[str, bool]:
+    """`x` with at most 10 digits and whether that is exact; with 6 digits if it is not."""
+    text = format(Decimal(x.numerator) / Decimal(x.denominator), ".10g") if x else "0"
+    if Fraction(text) == x:
+        return _power(text), True
+    return _power(format(Decimal(x.numerator) / Decimal(x.denominator), ".6g")), False
+
+
+def _power(text: str) -> str:
+    digits, _, exponent = text.partition("e")
+    return f"{digits}·10{str(int(exponent)).translate(HIGH)}" if exponent else digits
+
+
+def equals(x: Fraction) -> str:
+    """= decimal = fraction, or = fraction ≈ decimal if the decimal is not exact."""
+    (digits, whole), fraction = decimal(x), str(x) if len(str(x)) <= FRACTION_LENGTH else ""
+    if x.denominator == 1:
+        return f"= {x}"
+    if whole:
+        return f"= {digits}" + (f" = {fraction}" if fraction else "")
+    return (f"= {fraction} " if fraction else "") + f"≈ {digits}"
+
+
+def operand(x: Fraction) -> str:
+    """A number in a formula: a decimal if that is exact, else a fraction if that is short, else a rounded decimal."""
+    digits, whole = decimal(x)
+    return digits if whole or len(str(x)) > FRACTION_LENGTH else str(x)
+
+
+def times(*factors: Fraction) -> str:
+    return "·".join(map(operand, factors))
+
+
+def log_number(log_p: float) -> str:
+    """A probability from its logarithm, with 6 digits; it may be below the range of floats."""
+    if log_p == -math.inf:
+        return "0"
+    return _power(format(math.exp(log_p) if log_p > -700 else Decimal(float(log_p)).exp(), ".6g"))
+
+
+# The parts of a document.
 
 
 def _short(items: list[str], whole: int = ROWS) -> list[str]:
     return items if len(items) <= whole else [*items[: ROWS // 2], "…", *items[-ROWS // 2 :]]
 
 
-def _names(model: HMM, path: Iterable[int], comma: str, whole: int = ROWS) -> str:
-    return comma.join(_short([name(model.states[i]) for i in path], whole))
+def _names(model, path: Iterable[int], comma: str, whole: int = ROWS) -> str:
+    return comma.join(_short([model.states[i] for i in path], whole))
 
 
-# The parts of a document.
-
-
-def _model(model: HMM, obs: list[int], say: Words) -> list:
+def _model(model, obs: np.ndarray, say: Callable) -> list[str]:
     pi, a, b = model.exact
-    states = [rf"S_{{{i}}} {name(state)}" for i, state in enumerate(model.states, start=1)]
-    tables = [
-        Table(r"\pi_i = P(q_1 = S_i)", ["", r"\pi_i"], [[s, operand(p)] for s, p in zip(states, pi, strict=True)]),
-        *_matrix(say, r"A: a_{ij} = P(q_{t+1} = S_j \mid q_t = S_i)", states, states, a),
-        *_matrix(say, r"B: b_i(k) = P(o_t = k \mid q_t = S_i)", states, [name(symbol) for symbol in model.symbols], b),
+    states = [f"S{low(i)} {state}" for i, state in enumerate(model.states, start=1)]
+
+    def matrix(title: str, columns: Sequence[str], cells) -> list[str]:
+        if len(columns) > COLUMNS:
+            return [formulas(title), say("wide matrix", n=len(columns))]  # it stands in the model's file
+        return [table(title, ["", *columns], [[s, *map(operand, row)] for s, row in zip(states, cells, strict=True)])]
+
+    return [
+        heading(say("model")),
+        *matrix("πᵢ = P(q₁ = Sᵢ)", ["πᵢ"], pi[:, None]),
+        *matrix("A: aᵢⱼ = P(qₜ₊₁ = Sⱼ | qₜ = Sᵢ)", states, a),
+        *matrix("B: bᵢ(k) = P(oₜ = k | qₜ = Sᵢ)", model.symbols, b),
+        heading(say("observed")),
+        "O = " + ", ".join(_short([model.symbols[o] for o in obs])),
     ]
-    shown = _short([name(model.symbols[o]) for o in obs])
-    return [Heading(say("model")), *tables, Heading(say("observed")), Text("O = " + ", ".join(shown))]
 
 
-def _matrix(say: Words, title: str, rows: list[str], columns: list[str], cells: list[list]) -> list:
-    if len(columns) > COLUMNS:
-        return [Formulas([title]), Text(say("wide matrix", n=len(columns)))]  # it stands in the model's file
-    return [Table(title, ["", *columns], [[r, *map(operand, row)] for r, row in zip(rows, cells, strict=True)])]
-
-
-def _elided(rows: Sequence, say: Words, make: Callable) -> tuple[list, list]:
-    """make(t, row) for each row, and no note; or without the middle if there are many rows, and a note that says so."""
-    if len(rows) <= ROWS:
-        return [make(t, rows[t]) for t in range(len(rows))], []
-    ends = [*range(ROWS // 2), *range(len(rows) - ROWS // 2, len(rows))]
-    made = [make(t, rows[t]) for t in ends]
-    made.insert(ROWS // 2, ["…"] * len(made[0]))
-    return made, [Text(say("left out", n=len(rows)))]
+def _answer(model, obs, say: Callable, likelihood: str, best: str, log_share: float, path) -> list[str]:
+    share = math.exp(min(log_share, 0))
+    words = {"p": likelihood, "best": best, "path": _names(model, path, say("comma"))}
+    words["obs"] = ", ".join(_short([model.symbols[o] for o in obs]))
+    words["share"] = say("its share", share=share) if share > 5e-4 else ""
+    return [heading(say("answer")), say("sentence", **words)]
 
 
 class Tabulated:
-    """A large problem: tables of what `inference.py` computes."""
+    """A large problem: tables of floats."""
 
-    def __init__(self, model: HMM, obs: list[int], say: Words):
-        self.model, self.obs, self.say = model, np.array(obs), say
-        self.alpha = forward(model, obs)
-        self.possible = self.alpha.log_norm[-1] > -math.inf
+    def __init__(self, model, obs: np.ndarray, say: Callable):
+        self.model, self.obs, self.say = model, obs, say
 
-    def impossible_at(self) -> int:
-        """The number of observations, from the first on, that no state sequence emits."""
-        return int(np.flatnonzero(np.isneginf(self.alpha.log_norm))[0]) + 1
+    def document(self) -> list[str]:
+        model, obs, say = self.model, self.obs, self.say
+        alpha, beta, log_p = model.forward(obs), model.backward(obs), model.score(obs)
+        with np.errstate(divide="ignore"):
+            first = np.log(model.startprob) + np.log(model.emissionprob[:, obs[0]])
+        ways = {
+            "Σᵢ α_T(i)": alpha[-1],
+            "Σᵢ πᵢ bᵢ(o₁) β₁(i)": first + beta[0],
+            "Σᵢ α₁(i) β₁(i)": alpha[0] + beta[0],
+            "Σᵢ α_T(i) β_T(i)": alpha[-1] + beta[-1],
+        }
+        lines = [f"P(O | λ) = {way} = {log_number(np.logaddexp.reduce(logs))}" for way, logs in ways.items()]
+        lines += [f"ln P(O | λ) = {log_p:.10g}"] if log_p > -math.inf else []
+        document = [heading(say("forward")), *self.table("αₜ(i)", alpha)]
+        document += [heading(say("backward")), *self.table("βₜ(i)", beta)]
+        document += [heading(say("likelihood")), formulas(*lines)]
+        if log_p == -math.inf:
+            t = int(np.isneginf(alpha).all(axis=1).argmax()) + 1
+            return [*document, heading(say("answer")), say("impossible", t=t)]
+        path, log_delta, psi = model.viterbi(obs)
+        best = log_delta[-1].max()
+        with np.errstate(divide="ignore"):
+            document += [heading(say("gamma")), *self.table("γₜ(i) = P(qₜ = Sᵢ | O, λ)", np.log(model.posterior(obs)))]
+            document += [heading(say("xi")), *self.pairs()]
+        document += [heading(say("viterbi")), *self.table("δₜ(i)", log_delta)]
+        psi = np.vstack([np.full(psi.shape[1], -1), psi[1:]])
+        document += [*self.table("ψₜ(i)", psi, cell=_state), say("ties")]
+        return [*document, *_answer(model, obs, say, log_number(log_p), log_number(best), best - log_p, path)]
 
-    def table(
-        self, title: str, logs: np.ndarray, columns: list[str] | None = None, cell: Callable = log_number
-    ) -> list:
-        """The rows of `logs` (T, columns), each with its time and symbol; cell(x) prints an entry."""
-        columns = columns or [f"S_{{{i + 1}}}" for i in range(logs.shape[1])]
+    def pairs(self) -> list[str]:
+        title, states = "ξₜ(i,j) = P(qₜ = Sᵢ, qₜ₊₁ = Sⱼ | O, λ)", range(len(self.model.states))
+        columns = [f"{_state(i)} → {_state(j)}" for i in states for j in states]
+        if len(columns) > COLUMNS:  # before all the T·N² numbers are computed
+            return [formulas(title), self.say("wide", n=len(columns))]
+        return self.table(title, np.log(self.model.pair_posterior(self.obs)).reshape(-1, len(columns)), columns)
+
+    def table(self, title: str, rows: np.ndarray, columns: Sequence[str] = (), cell: Callable = log_number) -> list:
+        """A row for each time, with its symbol; cell(x) prints an entry. The middle of many rows is left out."""
+        columns, n = columns or [_state(i) for i in range(rows.shape[1])], len(rows)
         if len(columns) > COLUMNS:
-            return [Formulas([title]), Text(self.say("wide", n=len(columns)))]
-        rows, note = _elided(
-            logs, self.say, lambda t, row: [str(t + 1), name(self.model.symbols[self.obs[t]]), *map(cell, row)]
-        )
-        return [Table(title, ["t", "o_t", *columns], rows), *note]
-
-    def forward(self) -> list:
-        return [Heading(self.say("forward")), *self.table(r"\alpha_t(i)", self.alpha.log)]
-
-    def backward(self) -> list:
-        self.beta = backward(self.model, self.obs)
-        return [Heading(self.say("backward")), *self.table(r"\beta_t(i)", self.beta.log)]
-
-    def likelihood(self) -> list:
-        with np.errstate(divide="ignore"):
-            first = np.log(self.model.startprob) + np.log(self.model.emissionprob[:, self.obs[0]])
-        both = np.logaddexp.reduce(self.alpha.log + self.beta.log, axis=1)
-        ways = [
-            (r"P(O \mid \lambda) = \sum_i \alpha_T(i)", self.alpha.log_norm[-1]),
-            (r"P(O \mid \lambda) = \sum_i \pi_i b_i(o_1) \beta_1(i)", np.logaddexp.reduce(first + self.beta.log[0])),
-            (r"P(O \mid \lambda) = \sum_i \alpha_1(i) \beta_1(i)", both[0]),
-            (r"P(O \mid \lambda) = \sum_i \alpha_T(i) \beta_T(i)", both[-1]),
-        ]
-        lines = [f"{way} = {log_number(log_p)}" for way, log_p in ways]
-        if self.possible:
-            lines.append(rf"\operatorname{{ln}} P(O \mid \lambda) = {self.alpha.log_norm[-1]:.10g}")
-        return [Heading(self.say("likelihood")), Formulas(lines)]
-
-    def posteriors(self) -> list:
-        with np.errstate(divide="ignore"):
-            gamma = np.log(posterior(self.model, self.obs))
-            blocks = [Heading(self.say("gamma")), *self.table(r"\gamma_t(i) = P(q_t = S_i \mid O, \lambda)", gamma)]
-            title, n = r"\xi_t(i,j) = P(q_t = S_i, q_{t+1} = S_j \mid O, \lambda)", len(self.model.states)
-            pairs = [rf"S_{{{i}}} \to S_{{{j}}}" for i in range(1, n + 1) for j in range(1, n + 1)]
-            blocks.append(Heading(self.say("xi")))
-            if len(pairs) > COLUMNS:  # before all the T·N² numbers are computed
-                return [*blocks, Formulas([title]), Text(self.say("wide", n=len(pairs)))]
-            xi = np.log(pair_posterior(self.model, self.obs)).reshape(len(self.obs) - 1, n * n)
-        return [*blocks, *self.table(title, xi, pairs)]
-
-    def viterbi(self) -> list:
-        self.best = best = viterbi(self.model, self.obs)
-        delta = self.table(r"\delta_t(i)", best.delta.log)
-        psi = self.table(r"\psi_t(i)", np.vstack([np.full(best.psi.shape[1], -1), best.psi[1:]]), cell=_state)
-        return [Heading(self.say("viterbi")), *delta, *psi, Text(self.say("ties"))]
-
-    def answer(self) -> list:
-        log_p, best = self.alpha.log_norm[-1], self.best.log_probability
-        return _answer(
-            self.model, self.obs, self.say, log_number(log_p), log_number(best), best - log_p, self.best.path
-        )
+            return [formulas(title), self.say("wide", n=len(columns))]
+        shown = range(n) if n <= ROWS else [*range(ROWS // 2), *range(n - ROWS // 2, n)]
+        lines = [[str(t + 1), self.model.symbols[self.obs[t]], *map(cell, rows[t])] for t in shown]
+        if n > ROWS:
+            lines.insert(ROWS // 2, ["…"] * len(lines[0]))
+        note = [self.say("left out", n=n)] if n > ROWS else []
+        return [table(title, ["t", "oₜ", *columns], lines), *note]
 
 
 def _state(i: int) -> str:
-    """S_i as a formula, or – for -1."""
-    return f"S_{{{i + 1}}}" if i >= 0 else name("–")
-
-
-def _answer(model, obs, say, likelihood: str, best: str, log_share: float, path) -> list:
-    comma, share = say("comma"), math.exp(min(log_share, 0))
-    words = {"p": likelihood, "best": best, "path": _names(model, path, comma)}
-    words["obs"] = ", ".join(_short([name(model.symbols[o]) for o in obs]))
-    words["share"] = say("its share", share=share) if share > 5e-4 else ""
-    return [Heading(say("answer")), Text(say("sentence", **words))]
+    return f"S{low(i + 1)}" if i >= 0 else "–"
 
 
 class Worked:
     """A small problem: every number with its formula, in fractions."""
 
-    def __init__(self, model: HMM, obs: list[int], say: Words):
+    def __init__(self, model, obs: np.ndarray, say: Callable):
         self.model, self.obs, self.say = model, obs, say
-        self.pi, self.a, self.b = model.exact
-        self.v = by_definition(*model.exact, obs)
-        self.possible = self.v.likelihood > 0
-        self.states, self.end = range(len(self.pi)), len(obs) - 1
+        (self.pi, self.a, self.b), self.v = model.exact, model.exactly(obs)
+        self.states, self.times = range(len(self.pi)), range(len(obs))
+        self.possible, self.later = self.v.likelihood > 0, self.times[1:]
 
-    def impossible_at(self) -> int:
-        """The number of observations, from the first on, that no state sequence emits."""
-        return next(t for t, row in enumerate(self.v.alpha, start=1) if not any(row))
+    def document(self) -> list[str]:
+        document = [*self.forward(), *self.backward(), *self.likelihood()]
+        if self.possible:
+            return [*document, *self.posteriors(), *self.paths(), *self.viterbi(), *self.answer()]
+        t = next(t for t, row in enumerate(self.v.alpha, start=1) if not any(row))
+        return [*document, heading(self.say("answer")), self.say("impossible", t=t)]
 
-    def b_of(self, i: int, t: int) -> str:
-        """b_i(o_t), as a formula."""
-        return rf"b_{{{i + 1}}}({name(self.model.symbols[self.obs[t]])})"
+    def name_of_b(self, i: int, t: int) -> str:
+        return f"b{low(i + 1)}({self.model.symbols[self.obs[t]]})"
 
-    def at(self, variable: str, t: int, i: int) -> str:
-        """α_t(i), or another variable, as a formula."""
-        return rf"\{variable}_{{{t + 1}}}({i + 1})"
+    def value_of_b(self, i: int, t: int) -> Fraction:
+        return self.b[i, self.obs[t]]
 
-    def first(self, variable: str, values: list) -> list[str]:
-        """The lines of α_1 or δ_1, which are the same."""
+    def first(self, letter: str, values: Sequence) -> list[str]:
+        """The lines of α₁ or δ₁, which are the same."""
         return [
-            rf"{self.at(variable, 0, i)} = \pi_{{{i + 1}}} \cdot {self.b_of(i, 0)} "
-            rf"= {times(self.pi[i], self.b[i][self.obs[0]])} {equals(values[i])}"
+            f"{at(letter, 0, i)} = π{low(i + 1)}·{self.name_of_b(i, 0)} "
+            f"= {times(self.pi[i], self.value_of_b(i, 0))} {equals(values[i])}"
             for i in self.states
         ]
 
-    def into(self, variable: str, values: list, t: int, i: int, comma: str) -> tuple[str, str]:
-        """The products of α_{t-1}(j) or δ_{t-1}(j) with a_ji for all j: with letters, and with `values` filled in."""
-        letters = comma.join(rf"{self.at(variable, t - 1, j)} \cdot a_{{{j + 1}{i + 1}}}" for j in self.states)
-        return letters, comma.join(times(values[j], self.a[j][i]) for j in self.states)
+    def into(self, letter: str, values: Sequence, t: int, i: int, comma: str) -> tuple[str, str]:
+        """The products of αₜ₋₁(j) or δₜ₋₁(j) with aⱼᵢ for all j: with letters, and with `values` filled in."""
+        letters = comma.join(f"{at(letter, t - 1, j)}·a{low(j + 1)}{low(i + 1)}" for j in self.states)
+        return letters, comma.join(times(values[j], self.a[j, i]) for j in self.states)
 
-    def forward(self) -> list:
+    def forward(self) -> list[str]:
         alpha = self.v.alpha
-        lines = self.first("alpha", alpha[0])
-        for t in range(1, self.end + 1):
-            for i in self.states:
-                letters, filled = self.into("alpha", alpha[t - 1], t, i, " + ")
-                lines.append(
-                    rf"{self.at('alpha', t, i)} = [{letters}] \cdot {self.b_of(i, t)} "
-                    rf"= [{filled}] \cdot {operand(self.b[i][self.obs[t]])} {equals(alpha[t][i])}"
-                )
-        rule = r"\alpha_{t+1}(i) = [\sum_j \alpha_t(j) a_{ji}] b_i(o_{t+1})"
-        rule += r" = P(o_1 \ldots o_{t+1}, q_{t+1} = S_i \mid \lambda)"
-        return [Heading(self.say("forward")), Formulas([rule]), Formulas(lines)]
-
-    def backward(self) -> list:
-        beta, lines = self.v.beta, [rf"{self.at('beta', self.end, i)} = 1" for i in self.states]
-        for t in reversed(range(self.end)):
-            for i in self.states:
-                symbols = " + ".join(
-                    rf"a_{{{i + 1}{j + 1}}} \cdot {self.b_of(j, t + 1)} \cdot {self.at('beta', t + 1, j)}"
-                    for j in self.states
-                )
-                filled = " + ".join(
-                    times(self.a[i][j], self.b[j][self.obs[t + 1]], beta[t + 1][j]) for j in self.states
-                )
-                lines.append(rf"{self.at('beta', t, i)} = {symbols} = {filled} {equals(beta[t][i])}")
-        rule = r"\beta_t(i) = \sum_j a_{ij} b_j(o_{t+1}) \beta_{t+1}(j) = P(o_{t+1} \ldots o_T \mid q_t = S_i, \lambda)"
-        return [Heading(self.say("backward")), Formulas([rule]), Formulas(lines)]
-
-    def likelihood(self) -> list:
-        alpha, beta, p = self.v.alpha, self.v.beta, equals(self.v.likelihood)
-        forwards = " + ".join(operand(x) for x in alpha[self.end])
-        backwards = " + ".join(times(self.pi[i], self.b[i][self.obs[0]], beta[0][i]) for i in self.states)
-        lines = [
-            rf"P(O \mid \lambda) = \sum_i \alpha_{{{self.end + 1}}}(i) = {forwards} {p}",
-            rf"P(O \mid \lambda) = \sum_i \pi_i b_i(o_1) \beta_1(i) = {backwards} {p}",
-        ]
-        for t in range(self.end + 1):
-            both = " + ".join(times(alpha[t][i], beta[t][i]) for i in self.states)
-            total = sum(alpha[t][i] * beta[t][i] for i in self.states)
+        lines = self.first("α", alpha[0])
+        for t, i in itertools.product(self.later, self.states):
+            letters, filled = self.into("α", alpha[t - 1], t, i, " + ")
             lines.append(
-                rf"P(O \mid \lambda) = \sum_i \alpha_{{{t + 1}}}(i) \beta_{{{t + 1}}}(i) = {both} {equals(total)}"
+                f"{at('α', t, i)} = [{letters}]·{self.name_of_b(i, t)} "
+                f"= [{filled}]·{operand(self.value_of_b(i, t))} {equals(alpha[t, i])}"
             )
-        return [Heading(self.say("likelihood")), Formulas(lines)]
+        rule = "αₜ₊₁(i) = [Σⱼ αₜ(j) aⱼᵢ] bᵢ(oₜ₊₁) = P(o₁ … oₜ₊₁, qₜ₊₁ = Sᵢ | λ)"
+        return [heading(self.say("forward")), formulas(rule), formulas(*lines)]
 
-    def posteriors(self) -> list:
-        alpha, beta, gamma, xi, p = self.v.alpha, self.v.beta, self.v.gamma, self.v.xi, operand(self.v.likelihood)
-        states = [
-            rf"{self.at('gamma', t, i)} = {times(alpha[t][i], beta[t][i])} / {p} {equals(gamma[t][i])}"
-            for t in range(self.end + 1)
-            for i in self.states
+    def backward(self) -> list[str]:
+        beta, lines = self.v.beta, [f"{at('β', self.times[-1], i)} = 1" for i in self.states]
+        for t, i in itertools.product(reversed(self.times[:-1]), self.states):
+            letters = " + ".join(
+                f"a{low(i + 1)}{low(j + 1)}·{self.name_of_b(j, t + 1)}·{at('β', t + 1, j)}" for j in self.states
+            )
+            filled = " + ".join(times(self.a[i, j], self.value_of_b(j, t + 1), beta[t + 1, j]) for j in self.states)
+            lines.append(f"{at('β', t, i)} = {letters} = {filled} {equals(beta[t, i])}")
+        rule = "βₜ(i) = Σⱼ aᵢⱼ bⱼ(oₜ₊₁) βₜ₊₁(j) = P(oₜ₊₁ … o_T | qₜ = Sᵢ, λ)"
+        return [heading(self.say("backward")), formulas(rule), formulas(*lines)]
+
+    def likelihood(self) -> list[str]:
+        alpha, beta, total = self.v.alpha, self.v.beta, equals(self.v.likelihood)
+        forwards = " + ".join(map(operand, alpha[-1]))
+        backwards = " + ".join(times(self.pi[i], self.value_of_b(i, 0), beta[0, i]) for i in self.states)
+        lines = [
+            f"P(O | λ) = Σᵢ α{low(len(alpha))}(i) = {forwards} {total}",
+            f"P(O | λ) = Σᵢ πᵢ bᵢ(o₁) β₁(i) = {backwards} {total}",
         ]
-        pairs = []
-        for t in range(self.end):
-            for i in self.states:
-                for j in self.states:
-                    product = times(alpha[t][i], self.a[i][j], self.b[j][self.obs[t + 1]], beta[t + 1][j])
-                    pairs.append(rf"\xi_{{{t + 1}}}({i + 1},{j + 1}) = {product} / {p} {equals(xi[t][i][j])}")
-        rule = r"\gamma_t(i) = \alpha_t(i) \beta_t(i) / P(O \mid \lambda) = P(q_t = S_i \mid O, \lambda)"
-        blocks = [Heading(self.say("gamma")), Formulas([rule]), Formulas(states)]
-        if pairs:
-            rule = r"\xi_t(i,j) = \alpha_t(i) a_{ij} b_j(o_{t+1}) \beta_{t+1}(j) / P(O \mid \lambda)"
-            rule += r" = P(q_t = S_i, q_{t+1} = S_j \mid O, \lambda)"
-            blocks += [Heading(self.say("xi")), Formulas([rule]), Formulas(pairs)]
-        return blocks
+        for t in self.times:
+            both = " + ".join(map(times, alpha[t], beta[t]))
+            lines.append(f"P(O | λ) = Σᵢ α{low(t + 1)}(i) β{low(t + 1)}(i) = {both} {equals(sum(alpha[t] * beta[t]))}")
+        return [heading(self.say("likelihood")), formulas(*lines)]
 
-    def paths(self) -> list:
+    def posteriors(self) -> list[str]:
+        alpha, beta, p = self.v.alpha, self.v.beta, operand(self.v.likelihood)
+        lines = [
+            f"{at('γ', t, i)} = {times(alpha[t, i], beta[t, i])} / {p} {equals(self.v.gamma[t, i])}"
+            for t, i in itertools.product(self.times, self.states)
+        ]
+        rule = "γₜ(i) = αₜ(i) βₜ(i) / P(O | λ) = P(qₜ = Sᵢ | O, λ)"
+        blocks = [heading(self.say("gamma")), formulas(rule), formulas(*lines)]
+        lines = []
+        for t, i, j in itertools.product(self.times[:-1], self.states, self.states):
+            product = times(alpha[t, i], self.a[i, j], self.value_of_b(j, t + 1), beta[t + 1, j])
+            lines.append(f"ξ{low(t + 1)}({i + 1},{j + 1}) = {product} / {p} {equals(self.v.xi[t, i, j])}")
+        rule = "ξₜ(i,j) = αₜ(i) aᵢⱼ bⱼ(oₜ₊₁) βₜ₊₁(j) / P(O | λ) = P(qₜ = Sᵢ, qₜ₊₁ = Sⱼ | O, λ)"
+        return [*blocks, heading(self.say("xi")), formulas(rule), formulas(*lines)] if lines else blocks
+
+    def paths(self) -> list[str]:
         """All paths with their probabilities, if there are not too many."""
-        number = len(self.pi) ** len(self.obs)
+        number, total = len(self.states) ** len(self.times), self.v.likelihood
         if number > PATHS_UP_TO:
             return []
-        rows, total, best = [], self.v.likelihood, max(self.v.delta[self.end])
-        for q, p in all_paths(self.pi, self.a, self.b, self.obs):
-            factors = [self.pi[q[0]], self.b[q[0]][self.obs[0]]]
-            for t in range(1, len(q)):
-                factors += [self.a[q[t - 1]][q[t]], self.b[q[t]][self.obs[t]]]
-            mark = "^*" if list(q) == self.v.path else ""
-            names = ", ".join(name(self.model.states[i]) for i in q)
-            share = decimal(Fraction(round(1000 * p / total), 10))[0]
-            rows.append([f"q{mark} = ({names})", f"{times(*factors)} {equals(p)}", rf"{share}\%"])
-        rows.append([name(self.say("sum")), f"P(O) {equals(total)}", r"100\%"])
-        table = Table("", [name(self.say("path")), r"P(q, O \mid \lambda)", name(self.say("share"))], rows)
-        check = rf"\max_q P(q, O \mid \lambda) {equals(best)}"
-        return [Heading(self.say("paths", n=number)), table, Formulas([check])]
-
-    def viterbi(self) -> list:
-        delta = self.v.delta
-        lines = self.first("delta", delta[0])
-        for t in range(1, self.end + 1):
-            for i in self.states:
-                letters, filled = self.into("delta", delta[t - 1], t, i, ", ")
-                products = ", ".join(operand(delta[t - 1][j] * self.a[j][i]) for j in self.states)
-                b = operand(self.b[i][self.obs[t]])
-                lines.append(
-                    rf"{self.at('delta', t, i)} = \max[{letters}] \cdot {self.b_of(i, t)} "
-                    rf"= \max[{filled}] \cdot {b} = \max[{products}] \cdot {b} {equals(delta[t][i])}, "
-                    rf"\psi_{{{t + 1}}}({i + 1}) = {self.v.psi[t][i] + 1}"
-                )
-        rule = r"\delta_{t+1}(i) = \max_j[\delta_t(j) a_{ji}] b_i(o_{t+1})"
-        rule += r", \psi_{t+1}(i) = \operatorname{argmax}_j \delta_t(j) a_{ji}"
-        blocks = [Heading(self.say("viterbi")), Formulas([rule]), Formulas(lines), self.trellis()]
-        return [*self.paths(), *blocks, Text(self.say("trace")), Formulas(self.trace()), Text(self.say("ties"))]
-
-    def trellis(self) -> Table:
-        """δ, ψ and the best path as a table with one row per time."""
-        columns = [rf"\{variable}_t({i + 1})" for variable in ("delta", "psi") for i in self.states]
         rows = []
-        for t, (o, best) in enumerate(zip(self.obs, self.v.path, strict=True)):
-            deltas = [operand(x) + ("^*" if i == best else "") for i, x in enumerate(self.v.delta[t])]
-            backs = [_state(j if t else -1) for j in self.v.psi[t]]
-            rows.append([str(t + 1), name(self.model.symbols[o]), *deltas, *backs, _state(best)])
-        return Table("", ["t", "o_t", *columns, "q^*_t"], rows)
+        for q in itertools.product(self.states, repeat=len(self.times)):
+            factors = [self.pi[q[0]], self.value_of_b(q[0], 0)]
+            for t in self.later:
+                factors += [self.a[q[t - 1], q[t]], self.value_of_b(q[t], t)]
+            p, mark = math.prod(factors), "*" if list(q) == self.v.path.tolist() else ""
+            share = decimal(Fraction(round(1000 * p / total), 10))[0]
+            names = ", ".join(self.model.states[i] for i in q)
+            rows.append([f"q{mark} = ({names})", f"{times(*factors)} {equals(p)}", f"{share}%"])
+        rows.append([self.say("sum"), f"P(O) {equals(total)}", "100%"])
+        shown = table("", [self.say("path"), "P(q, O | λ)", self.say("share")], rows)
+        best = formulas(f"max_q P(q, O | λ) {equals(max(self.v.delta[-1]))}")
+        return [heading(self.say("paths", n=number)), shown, best]
 
-    def trace(self) -> list[str]:
-        """The lines that go from P* back along ψ."""
-        path, last = self.v.path, self.v.delta[self.end]
-        filled = ", ".join(operand(x) for x in last)
-        lines = [
-            rf"P^* = \max_i \delta_{{{self.end + 1}}}(i) = \max[{filled}] {equals(max(last))}",
-            rf"q^*_{{{self.end + 1}}} = {path[self.end] + 1}",
+    def viterbi(self) -> list[str]:
+        delta, psi, path = self.v.delta, self.v.psi, self.v.path
+        lines = self.first("δ", delta[0])
+        for t, i in itertools.product(self.later, self.states):
+            letters, filled = self.into("δ", delta[t - 1], t, i, ", ")
+            products, b = ", ".join(map(operand, delta[t - 1] * self.a[:, i])), operand(self.value_of_b(i, t))
+            lines.append(
+                f"{at('δ', t, i)} = max[{letters}]·{self.name_of_b(i, t)} = max[{filled}]·{b} "
+                f"= max[{products}]·{b} {equals(delta[t, i])}, {at('ψ', t, i)} = {psi[t, i] + 1}"
+            )
+        rows = []
+        for t, o in enumerate(self.obs):
+            deltas = [operand(x) + ("*" if i == path[t] else "") for i, x in enumerate(delta[t])]
+            backs = [_state(j if t else -1) for j in psi[t]]
+            rows.append([str(t + 1), self.model.symbols[o], *deltas, *backs, _state(path[t])])
+        columns = [f"{letter}ₜ({i + 1})" for letter in "δψ" for i in self.states]
+        rule = "δₜ₊₁(i) = maxⱼ[δₜ(j) aⱼᵢ] bᵢ(oₜ₊₁), ψₜ₊₁(i) = argmaxⱼ δₜ(j) aⱼᵢ"
+        trellis = table("", ["t", "oₜ", *columns, "q*ₜ"], rows)
+        trace = [
+            f"P* = maxᵢ δ{low(len(path))}(i) = max[{', '.join(map(operand, delta[-1]))}] {equals(max(delta[-1]))}",
+            f"q*{low(len(path))} = {path[-1] + 1}",
         ]
-        for t in reversed(range(self.end)):
-            lines.append(rf"q^*_{{{t + 1}}} = \psi_{{{t + 2}}}({path[t + 1] + 1}) = {path[t] + 1}")
-        return lines
+        for t in reversed(self.times[:-1]):
+            trace.append(f"q*{low(t + 1)} = {at('ψ', t + 1, path[t + 1])} = {path[t] + 1}")
+        blocks = [heading(self.say("viterbi")), formulas(rule), formulas(*lines), trellis]
+        return [*blocks, self.say("trace"), formulas(*trace), self.say("ties")]
 
-    def answer(self) -> list:
-        p, best = self.v.likelihood, max(self.v.delta[self.end])
+    def answer(self) -> list[str]:
+        p, best = self.v.likelihood, max(self.v.delta[-1])
         share = math.log(best / p) if best / p > 0 else -math.inf
         return _answer(self.model, self.obs, self.say, operand(p), operand(best), share, self.v.path)
+
+
+def at(letter: str, t: int, i: int) -> str:
+    """α₂(1), or another variable."""
+    return f"{letter}{low(t + 1)}({i + 1})"

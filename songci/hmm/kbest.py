@@ -1,0 +1,47 @@
+"""The K best paths of a hidden Markov model."""
+
+import operator
+
+import numpy as np
+
+from songci.cli import UserError
+
+LIMIT = 10**8  # back-pointers, T·N·K of them, four bytes each
+EXACT_UP_TO = 400  # T·N²: up to here in fractions, so that ties are exact
+
+
+def kbest(model, obs: np.ndarray, k: int) -> list[tuple[np.ndarray, float]]:
+    """The `k` most probable state sequences (T,), best first, and ln P(q, O|λ); fewer if fewer are possible.
+
+    List Viterbi: every state keeps its k best paths instead of one (N. Seshadri and C.-E. W. Sundberg, "List Viterbi
+    decoding algorithms with applications", IEEE Trans. Communications 42, 1994). Ties are ordered as in `viterbi`:
+    by the last state, then by the one before, and so on. Raises UserError, also if it would take too much memory.
+    """
+    obs, n = model.check(obs), len(model.states)
+    if _width(n, k, len(obs)) * len(obs) * n > LIMIT:
+        raise UserError(f"the {k} best paths of {len(obs)} observations need too much memory: ask for fewer")
+    with np.errstate(divide="ignore"):
+        logs = [np.log(matrix) for matrix in (model.startprob, model.transmat, model.emissionprob)]
+    exact = len(obs) * n**2 <= EXACT_UP_TO
+    pi, a, b = model.exact if exact else logs
+    times, zero = (operator.mul, 0) if exact else (operator.add, -np.inf)
+    value, backs = times(pi, b[:, obs[0]])[:, None], []  # (N, width), each row from the best down
+    for t in range(1, len(obs)):
+        before = times(a.T[:, :, None], value).reshape(n, -1)  # (to i, from j and its rank)
+        back = np.argsort(-before, axis=1, kind="stable")[:, : _width(n, k, t)]
+        backs.append(back.astype(np.int32))
+        value = times(np.take_along_axis(before, back, axis=1), b[:, obs[t], None])
+    order = np.argsort(-value.ravel(), kind="stable")[:k]
+    order = order[value.ravel()[order] > zero]  # state·width + rank
+    paths = np.empty((len(order), len(obs)), dtype=np.intp)
+    for t in range(len(obs) - 1, -1, -1):
+        paths[:, t], rank = np.divmod(order, _width(n, k, t))
+        if t:
+            order = backs[t - 1][paths[:, t], rank]
+    pi, a, b = logs
+    return [(q, float(pi[q[0]] + a[q[:-1], q[1:]].sum() + b[q, obs].sum())) for q in paths]
+
+
+def _width(n: int, k: int, t: int) -> int:
+    """How many of its best paths a state has at time t, from 0."""
+    return min(k, n ** min(t, 64))  # a larger power than any k
