@@ -1,4 +1,4 @@
-"""Still pictures of what attnstats.py computes: they can be seen where no JavaScript runs, as on a code host.
+"""Still pictures of what stats.py computes: they can be seen where no JavaScript runs, as on a code host.
 
 Each function returns a Picture, which a notebook shows and whose png() is a file. Those that take *readings draw
 several runs in one picture.
@@ -6,7 +6,6 @@ several runs in one picture.
 
 import io
 import math
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure  # not pyplot, which would look for a display
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 from songci import fonts
 from songci.attention import stats as attnstats
@@ -27,20 +27,18 @@ ROW = 24  # characters of the text in a row
 
 
 class Picture(Figure):
-    """A figure that a notebook displays as it is, with fonts for the characters in it."""
+    """A figure that a notebook displays as it is, in fonts that have its characters."""
 
     def __init__(self, chars: str, width: float, height: float):
         """chars: all characters that will be drawn; width, height: in inches."""
+        super().__init__(figsize=(width, height), layout="constrained")
         self.fonts = fonts.find(chars)
-        super().__init__(figsize=(width, height + 0.6 * bool(self.fonts.note)), layout="constrained")
-        if self.fonts.note:
-            self.supxlabel(self.fonts.note, fontsize=8, color="firebrick", ha="left", x=0.02)
 
-    @contextmanager
-    def drawing(self):
-        """A context in which text is drawn with the picture's fonts."""
-        with matplotlib.rc_context({"font.family": list(self.fonts.families)}):
-            yield self
+    def savefig(self, *args, **kwargs) -> None:
+        """Figure's own, with these fonts."""
+        for text in self.findobj(Text):
+            text.set_family(self.fonts.families)
+        super().savefig(*args, **kwargs)
 
     def grid(self, rows: int, columns: int) -> list[Axes]:
         return list(self.subplots(rows, columns, squeeze=False).flat)
@@ -50,8 +48,7 @@ class Picture(Figure):
         from PIL import Image
 
         buffer, small = io.BytesIO(), io.BytesIO()
-        with self.drawing():
-            self.savefig(buffer, format="png", dpi=dpi)
+        self.savefig(buffer, format="png", dpi=dpi)
         Image.open(buffer).convert("RGB").quantize(256).save(small, format="png", optimize=True)
         return small.getvalue()
 
@@ -62,36 +59,34 @@ class Picture(Figure):
         return "<picture>"
 
 
-def heatmaps(*readings: Reading, layer: int | None = 0, labels: bool = True) -> Picture:
-    """A heatmap for each head of a layer, or of all layers (None): row i shows how character i divides its weight of 1.
+def heatmaps(*readings: Reading, layer: int | None = 0, heads: list[int] | None = None, labels: bool = True) -> Picture:
+    """A heatmap for each of the heads of a layer (None: of all): row i shows how character i divides its weight of 1.
 
     The upper triangle is empty: no character looks at a later one. labels: the characters beside rows and columns.
-    Raises UserError for a layer that a model lacks.
+    Raises UserError for a layer or a head that a model lacks.
     """
-    panels = [
-        (reading, i, head)
-        for reading in readings
-        for i in (range(len(reading.weights)) if layer is None else [reading.check_layer(layer)])
-        for head in range(reading.num_heads)
-    ]
-    heads = readings[0].num_heads
-    columns = heads if len(panels) > heads else math.ceil(math.sqrt(heads))
+    panels = []
+    for reading in readings:
+        layers = range(len(reading.weights)) if layer is None else [layer]
+        reading.check(layers, heads)
+        panels += [(reading, i, head) for i in layers for head in heads or range(reading.num_heads)]
+    of_a_layer = len(heads or range(readings[0].num_heads))
+    columns = of_a_layer if len(panels) > of_a_layer else math.ceil(math.sqrt(of_a_layer))
     rows = math.ceil(len(panels) / columns)
     side = max(2.2, 0.8 + 0.14 * max(len(reading.text) for reading in readings)) if labels else 2.2
     figure = Picture(_chars(*readings) if labels else "", columns * side + 0.6, rows * (side + 0.2))
-    with figure.drawing():
-        grid = figure.grid(rows, columns)
-        for axes in grid[len(panels) :]:
-            axes.set_axis_off()
-        for axes, (reading, i, head) in zip(grid, panels, strict=False):
-            weights = reading.weights[i][0, head].numpy()
-            later = np.triu(np.ones_like(weights), 1) > 0
-            # The square root, on one scale for all heads: a weight that is shared among twenty can still be seen
-            image = axes.imshow(np.ma.masked_where(later, weights), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
-            axes.set_title(_title(readings, reading, f"layer {i}, head {head}"), fontsize=10)
-            axes.spines[["top", "right"]].set_visible(False)
-            _label_ticks(axes, figure.fonts, reading.tokens if labels else [])
-        figure.colorbar(image, ax=grid, label="attention weight", aspect=40, shrink=0.6)
+    grid = figure.grid(rows, columns)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (reading, i, head) in zip(grid, panels, strict=False):
+        weights = reading.weights[i][0, head].numpy()
+        later = np.triu(np.ones_like(weights), 1) > 0
+        # The square root, on one scale for all heads: a weight that is shared among twenty can still be seen
+        image = axes.imshow(np.ma.masked_where(later, weights), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+        axes.set_title(_title(readings, reading, f"layer {i}, head {head}"), fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        _label_ticks(axes, figure.fonts, reading.tokens if labels else [])
+    figure.colorbar(image, ax=grid, label="attention weight", aspect=40, shrink=0.6)
     return figure
 
 
@@ -110,16 +105,15 @@ def predictions(reading: Reading, k: int = 5) -> Picture:
     columns = min(4, math.ceil(length / 6))
     rows = math.ceil(length / columns)
     figure = Picture(_chars(reading) + _labels(best), 0.42 * (k + 2.5) * columns, 0.2 + 0.42 * rows)
-    with figure.drawing():
-        for column, axes in enumerate(figure.grid(1, columns)):
-            axes.set(xlim=(-2.2, k), ylim=(rows, 0), aspect="equal")
-            axes.set_axis_off()
-            for y, i in enumerate(range(column * rows, min((column + 1) * rows, length))):
-                _cell(axes, -1.9, y, figure.fonts.shown(reading.tokens[i]))
-                axes.text(-0.45, y + 0.5, "→", ha="center", va="center", color="gray")
-                for rank, (char, p) in enumerate(zip(best[i], probs[i], strict=True)):
-                    shown = figure.fonts.shown(fonts.label(char))
-                    _cell(axes, rank, y, shown, p, note=f"{p:.0%}", framed=char == reading.text[i + 1 : i + 2])
+    for column, axes in enumerate(figure.grid(1, columns)):
+        axes.set(xlim=(-2.2, k), ylim=(rows, 0), aspect="equal")
+        axes.set_axis_off()
+        for y, i in enumerate(range(column * rows, min((column + 1) * rows, length))):
+            _cell(axes, -1.9, y, figure.fonts.shown(reading.tokens[i]))
+            axes.text(-0.45, y + 0.5, "→", ha="center", va="center", color="gray")
+            for rank, (char, p) in enumerate(zip(best[i], probs[i], strict=True)):
+                shown = figure.fonts.shown(fonts.label(char))
+                _cell(axes, rank, y, shown, p, note=f"{p:.0%}", framed=char == reading.text[i + 1 : i + 2])
     return figure
 
 
@@ -130,18 +124,17 @@ def losses(*readings: Reading) -> Picture:
     lines = [_lines(reading.text) for reading in readings]
     height = max(map(len, lines))
     figure = Picture(_chars(*readings), 0.42 * ROW + 1.2, len(readings) * (0.45 + 0.42 * height))
-    with figure.drawing():
-        grid = figure.grid(len(readings), 1)
-        for axes, reading, value, rows in zip(grid, readings, values, lines, strict=True):
-            axes.set(xlim=(0, ROW), ylim=(height, 0), aspect="equal")
-            axes.set_axis_off()
-            mean = f"{value[1:].mean():.2f} nats a character" if len(value) > 1 else "nothing to predict"
-            axes.set_title(_title(readings, reading, mean, ": "), fontsize=10, loc="left")
-            for y, row in enumerate(rows):
-                for x, i in enumerate(row):
-                    shade, note = (value[i] / top, f"{value[i]:.1f}") if i > 0 else (0, "–")
-                    _cell(axes, x, y, figure.fonts.shown(reading.tokens[i]), shade, note, color_map="Reds")
-        figure.colorbar(ScalarMappable(Normalize(0, top), "Reds"), ax=grid, label="loss (nats)", aspect=12)
+    grid = figure.grid(len(readings), 1)
+    for axes, reading, value, rows in zip(grid, readings, values, lines, strict=True):
+        axes.set(xlim=(0, ROW), ylim=(height, 0), aspect="equal")
+        axes.set_axis_off()
+        mean = f"{value[1:].mean():.2f} nats a character" if len(value) > 1 else "nothing to predict"
+        axes.set_title(_title(readings, reading, mean, ": "), fontsize=10, loc="left")
+        for y, row in enumerate(rows):
+            for x, i in enumerate(row):
+                shade, note = (value[i] / top, f"{value[i]:.1f}") if i > 0 else (0, "–")
+                _cell(axes, x, y, figure.fonts.shown(reading.tokens[i]), shade, note, color_map="Reds")
+    figure.colorbar(ScalarMappable(Normalize(0, top), "Reds"), ax=grid, label="loss (nats)", aspect=12)
     return figure
 
 
@@ -156,18 +149,17 @@ def _lines(text: str) -> list[range]:
 
 
 def statistics(*readings: Reading) -> Picture:
-    """Four matrices (layers, heads) for each run: what attnstats.head_statistics() says of each head."""
+    """Four matrices (layers, heads) for each run: what stats.head_statistics() says of each head."""
     values = [attnstats.head_statistics(reading.weights, reading.text) for reading in readings]
     uniform = attnstats.uniform_statistics(readings[0].text)
     columns = len(STATISTICS)
     figure = _matrix_picture(readings, len(readings), columns)
-    with figure.drawing():
-        grid = figure.grid(len(readings), columns)
-        for column, (name, mean) in enumerate(zip(STATISTICS, uniform, strict=True)):
-            highest = np.nanmax([mean, *(value[column].max() for value in values), 1e-3])
-            for axes, reading, value in zip(grid[column::columns], readings, values, strict=True):
-                _matrix(axes, value[column], "Blues", 0, highest)
-                axes.set_title(_title(readings, reading, f"{name}\n(uniform: {mean:.2f})"), fontsize=9)
+    grid = figure.grid(len(readings), columns)
+    for column, (name, mean) in enumerate(zip(STATISTICS, uniform, strict=True)):
+        highest = np.nanmax([mean, *(value[column].max() for value in values), 1e-3])
+        for axes, reading, value in zip(grid[column::columns], readings, values, strict=True):
+            _matrix(axes, value[column], "Blues", 0, highest)
+            axes.set_title(_title(readings, reading, f"{name}\n(uniform: {mean:.2f})"), fontsize=9)
     return figure
 
 
@@ -178,15 +170,14 @@ def ablation(*readings: Reading, data_root: str | Path | None = None, num_window
     that was read. Raises UserError if data_root is not a prepared data set.
     """
     figure = _matrix_picture(readings, 1, len(readings))
-    with figure.drawing():
-        for axes, reading in zip(figure.grid(1, len(readings)), readings, strict=True):
-            loss = partial(attnstats.text_loss, reading)
-            if data_root is not None:
-                loss = attnstats.validation_loss(data_root, reading.model, reading.title, num_windows)
-            whole, rises = attnstats.head_ablation(reading.model, loss)
-            highest = max(1e-3, np.nanmax(np.abs(rises)))  # a scale for each run: their magnitudes differ widely
-            _matrix(axes, rises, "RdBu_r", -highest, highest, "{:+.3f}")
-            axes.set_title(_title(readings, reading, f"rise of the loss\nfrom {whole:.3f}"), fontsize=9)
+    for axes, reading in zip(figure.grid(1, len(readings)), readings, strict=True):
+        loss = partial(attnstats.text_loss, reading)
+        if data_root is not None:
+            loss = attnstats.validation_loss(data_root, reading.model, reading.title, num_windows)
+        whole, rises = attnstats.head_ablation(reading.model, loss)
+        highest = max(1e-3, np.nanmax(np.abs(rises)))  # a scale for each run: their magnitudes differ widely
+        _matrix(axes, rises, "RdBu_r", -highest, highest, "{:+.3f}")
+        axes.set_title(_title(readings, reading, f"rise of the loss\nfrom {whole:.3f}"), fontsize=9)
     return figure
 
 
@@ -227,12 +218,11 @@ def lens(*readings: Reading) -> Picture:
     ]
     chars = _chars(*readings) + "".join(_labels(best) for best, _, _ in results)
     figure = Picture(chars, 0.36 * (ROW + 6), len(parts) * (0.36 * (depth + 1) + 0.4))
-    with figure.drawing():
-        for axes, (reading, row, result) in zip(figure.grid(len(parts), 1), parts, strict=True):
-            axes.set(xlim=(-6, ROW), ylim=(depth + 1, 0), aspect="equal")
-            axes.set_axis_off()
-            axes.set_title(_title(readings, reading, "") if row.start == 0 else "", fontsize=10, loc="left")
-            _lens_part(axes, figure.fonts, reading, row, *result)
+    for axes, (reading, row, result) in zip(figure.grid(len(parts), 1), parts, strict=True):
+        axes.set(xlim=(-6, ROW), ylim=(depth + 1, 0), aspect="equal")
+        axes.set_axis_off()
+        axes.set_title(_title(readings, reading, "") if row.start == 0 else "", fontsize=10, loc="left")
+        _lens_part(axes, figure.fonts, reading, row, *result)
     return figure
 
 
