@@ -21,8 +21,7 @@ WAYS = {  # to a Chinese font, by the user's system
     "NotoSansSC-Regular.otf into ~/.fonts",
 }
 CHINESE = (
-    "No Chinese font on this machine: pictures show codes instead of characters. To get one: "
-    f"{WAYS.get(sys.platform, WAYS['linux'])}; then start again."
+    "No Chinese font on this machine: pictures show codes instead of characters. To get one: {}; then start again."
 )
 RARE = (
     "No font on this machine has some rare characters: pictures show their codes. HanaMin, for one, is a larger font."
@@ -70,7 +69,8 @@ def find(text: str) -> Fonts:
             families.append(family)
             missing -= has
     if missing:
-        _say_once(CHINESE if any("一" <= char <= "龥" for char in missing) else RARE)
+        way = WAYS.get(sys.platform, WAYS["linux"])
+        say_once(CHINESE.format(way) if any("一" <= char <= "龥" for char in missing) else RARE)
     return Fonts((*families, *([] if BUNDLED in families else [BUNDLED])), frozenset(missing))
 
 
@@ -98,5 +98,6 @@ def _covered(path: str, chars: set[str]) -> set[str]:
 
 
 @cache
-def _say_once(line: str) -> None:
+def say_once(line: str) -> None:
+    """Prints a line on stderr, unless this process has done so before."""
     print(line, file=sys.stderr)
