@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from readings import DATA, POEM, RUN, make_project, read_corpus
 
+import model as gpt
 from songci import attention, fonts
 from songci.attention import __main__ as command
 from songci.attention import page, plots, stats
@@ -106,19 +107,19 @@ def test_losses_are_those_of_the_next_character(reading):
 
 
 def test_a_head_that_is_switched_off_adds_nothing_and_is_back_afterwards(reading):
-    """With head 0 off, the output of the attention is W^O applied to the channels of head 1 alone."""
-    model, attention = reading.model, reading.model.layers[1].attention
-    seen = []
-    hook = attention.register_forward_hook(lambda module, inputs, out: seen.append((inputs[0], out[0])))
-    with torch.inference_mode(), stats.without_head(model, 1, 0):
-        model(reading.ids)
-    hook.remove()
-    [(x, out)] = seen
+    """With head 0 off, W^O gets zeros for the channels of head 0, and the channels of head 1 as they were."""
+    model, seen = reading.model, []
+    out = model.layers[1].attention.out
     with torch.inference_mode():
-        _, _, v = attention.qkv(x).chunk(3, dim=-1)
-        _, weights = attention(x, torch.ones(14, 14, dtype=torch.bool).triu(1), need_weights=True)
-        second = weights[0, 1] @ v[0, :, 8:]  # (L, d)
-        assert torch.allclose(out[0], second @ attention.out.weight[:, 8:].T + attention.out.bias, atol=1e-5)
+        hook = out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        model(reading.ids)
+        hook.remove()
+        with stats.without_head(model, 1, 0):
+            hook = out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+            model(reading.ids)
+            hook.remove()
+        whole, without = seen
+        assert whole[..., :8].any() and not without[..., :8].any() and torch.equal(whole[..., 8:], without[..., 8:])
         assert torch.equal(model(reading.ids, need_weights=True)[0][0], reading.logits)
 
 
@@ -359,14 +360,16 @@ def test_the_weights_are_those_of_the_explicit_path_and_that_path_is_the_fast_on
         assert torch.allclose(ours.sum(-1), torch.ones(1, 2, 48)) and not ours.triu(1).any()
 
 
-def test_the_weights_are_softmax_of_the_scores(poem):
-    """The first layer's, computed anew from its inputs and its matrices, with numpy."""
-    model, layer = poem.model, poem.model.layers[0]
+def test_the_weights_are_softmax_of_the_scores(poem, monkeypatch):
+    """Computed anew, with numpy, from the queries and keys that the model's attention() gets."""
+    seen = []
+    real = gpt.attention
+    monkeypatch.setattr(gpt, "attention", lambda q, k, *args: seen.append((q, k)) or real(q, k, *args))
     with torch.inference_mode():
-        x = model.token_embedding(poem.ids[0]) + model.position_embedding.weight[:48]
-        q, k, _ = layer.attention.qkv(layer.attention_norm(x)).numpy().reshape(48, 3, 2, 8).transpose(1, 2, 0, 3)
-    scores = np.exp(q @ k.transpose(0, 2, 1) / np.sqrt(8)) * np.tri(48)
-    assert np.allclose(poem.weights[0][0], scores / scores.sum(-1, keepdims=True), atol=1e-5)
+        poem.model(poem.ids, need_weights=True)
+    for (q, k), weights in zip(seen, poem.weights, strict=True):
+        scores = np.exp(q.numpy() @ k.numpy().swapaxes(-1, -2) / np.sqrt(8)) * np.tri(48)
+        assert np.allclose(weights, scores / scores.sum(-1, keepdims=True), atol=1e-5)
 
 
 def test_line_breaks_spaces_and_invisible_characters_can_be_seen(poem):
