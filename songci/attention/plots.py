@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 
 from songci import fonts
-from songci.attention import stats as attnstats
+from songci.attention import stats
 from songci.attention.stats import STATISTICS, Reading
 
 DPI = 80
@@ -117,7 +117,7 @@ def heatmaps(*readings: Reading, layer: int | None = 0, heads: list[int] | None 
 
 def predictions(reading: Reading, k: int = 5) -> Picture:
     """The k likeliest next characters at each position, darker for likelier; a frame marks the one that follows."""
-    best, probs = attnstats.top_predictions(reading, k)
+    best, probs = stats.top_predictions(reading, k)
     length, k = probs.shape
     columns = min(4, math.ceil(length / 6))
     rows = math.ceil(length / columns)
@@ -134,7 +134,7 @@ def predictions(reading: Reading, k: int = 5) -> Picture:
 
 def losses(*readings: Reading) -> Picture:
     """The text with each character coloured by its loss: pale if it was expected, dark if it was a surprise."""
-    values = [attnstats.character_losses(reading) for reading in readings]
+    values = [stats.character_losses(reading) for reading in readings]
     top = max(1.0, *(value[1:].max(initial=0) for value in values))
     texts = [lines(reading.text) for reading in readings]
     height = max(map(len, texts))
@@ -159,8 +159,8 @@ def lines(text: str) -> list[range]:
 
 def statistics(*readings: Reading) -> Picture:
     """Four matrices (layers, heads) for each run: what stats.head_statistics() says of each head."""
-    values = [attnstats.head_statistics(reading.weights, reading.text) for reading in readings]
-    uniform = attnstats.uniform_statistics(readings[0].text)
+    values = [stats.head_statistics(reading.weights, reading.text) for reading in readings]
+    uniform = stats.uniform_statistics(readings[0].text)
     columns = len(STATISTICS)
     figure = _matrix_picture(readings, len(readings), columns)
     grid = figure.grid(len(readings), columns)
@@ -180,10 +180,10 @@ def ablation(*readings: Reading, data_root: str | Path | None = None, num_window
     """
     figure = _matrix_picture(readings, 1, len(readings))
     for axes, reading in zip(figure.grid(1, len(readings)), readings, strict=True):
-        loss = partial(attnstats.text_loss, reading)
+        loss = partial(stats.text_loss, reading)
         if data_root is not None:
-            loss = attnstats.validation_loss(data_root, reading.model, reading.title, num_windows)
-        whole, rises = attnstats.head_ablation(reading.model, loss)
+            loss = stats.validation_loss(data_root, reading.model, reading.title, num_windows)
+        whole, rises = stats.head_ablation(reading.model, loss)
         highest = max(1e-3, np.nanmax(np.abs(rises)))  # a scale for each run: their magnitudes differ widely
         _matrix(axes, rises, "RdBu_r", -highest, highest, "{:+.3f}")
         axes.set_title(_title(readings, reading, f"rise of the loss\nfrom {whole:.3f}"), fontsize=9)
@@ -215,7 +215,7 @@ def lens(*readings: Reading) -> Picture:
 
     A frame marks the one that follows; beside each row stands the loss of a model that ended there.
     """
-    results = [attnstats.logit_lens(reading) for reading in readings]
+    results = [stats.logit_lens(reading) for reading in readings]
     depth = max(len(best) for best, _, _ in results)
     parts = [  # of a text in one line, ROW characters at a time
         (reading, row, result)
