@@ -106,20 +106,22 @@ def test_losses_are_those_of_the_next_character(reading):
     assert stats.text_loss(reading) == pytest.approx(losses[1:].mean(), abs=1e-5)
 
 
-def test_a_head_that_is_switched_off_adds_nothing_and_is_back_afterwards(reading):
-    """With head 0 off, W^O gets zeros for the channels of head 0, and the channels of head 1 as they were."""
+@pytest.mark.parametrize("head", [0, 1])
+def test_a_head_that_is_switched_off_adds_nothing_and_is_back_afterwards(reading, head):
+    """W^O gets zeros for the channels of this head, and the channels of the other as they were."""
     model, seen = reading.model, []
     out = model.layers[1].attention.out
     with torch.inference_mode():
         hook = out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         model(reading.ids)
         hook.remove()
-        with stats.without_head(model, 1, 0):
+        with stats.without_head(model, 1, head):
             hook = out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
             model(reading.ids)
             hook.remove()
         whole, without = seen
-        assert whole[..., :8].any() and not without[..., :8].any() and torch.equal(whole[..., 8:], without[..., 8:])
+        (off, on), (silent, kept) = ([x[..., 8 * i : 8 * i + 8] for i in (head, 1 - head)] for x in (whole, without))
+        assert off.any() and not silent.any() and torch.equal(on, kept)
         assert torch.equal(model(reading.ids, need_weights=True)[0][0], reading.logits)
 
 
