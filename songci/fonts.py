@@ -1,10 +1,10 @@
-"""Chinese in pictures: finds fonts on this machine for the characters, and tells which characters no font has."""
+"""Chinese in pictures: fonts for matplotlib to fall back on, and the characters that no font on this machine has."""
 
+import sys
 import unicodedata
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 # Fonts for simplified Chinese, tried first: of Debian and other Linux systems, of Windows, of macOS.
 PREFERRED = (
@@ -14,12 +14,18 @@ PREFERRED = (
 )
 BUNDLED = "DejaVu Sans"  # comes with matplotlib; has ↵ and ␣, but no Chinese
 PLACEHOLDER = "Last Resort"  # a font with a box as the glyph of every character
-HOW_TO = (
-    "This machine has no Chinese font: characters are shown by their code points. To get one:\n"
-    "apt install fonts-noto-cjk (Debian, Ubuntu), dnf install google-noto-sans-cjk-fonts (Fedora),\n"
-    "or put NotoSansSC-Regular.otf into ~/.fonts. Then restart the kernel."
+WAYS = {  # to a Chinese font, by the user's system
+    "win32": "in Settings, Optional features, add Chinese (Simplified) Supplemental Fonts",
+    "darwin": "open a Chinese font, such as NotoSansSC-Regular.otf, in Font Book",
+    "linux": "apt install fonts-noto-cjk (Debian, Ubuntu), dnf install google-noto-sans-cjk-fonts (Fedora), or put "
+    "NotoSansSC-Regular.otf into ~/.fonts",
+}
+CHINESE = (
+    "No Chinese font on this machine: pictures show codes instead of characters. To get one: {}; then start again."
 )
-RARE = "No font on this machine has {}. For rare characters: apt install fonts-hanazono, or another large font."
+RARE = (
+    "No font on this machine has some rare characters: pictures show their codes. HanaMin, for one, is a larger font."
+)
 
 
 def label(char: str) -> str:
@@ -40,7 +46,7 @@ def code_point(char: str) -> str:
 
 @dataclass(frozen=True)
 class Fonts:
-    """The families to draw a text with, in order, and the characters that none of them has."""
+    """The families to draw a text with, for matplotlib's `font.family`, and the characters that none of them has."""
 
     families: tuple[str, ...]
     missing: frozenset[str]
@@ -49,54 +55,35 @@ class Fonts:
         """The text with code points instead of the characters that have no glyph."""
         return "".join(code_point(char) if char in self.missing else char for char in text)
 
-    @property
-    def note(self) -> str:
-        """What to tell the reader if characters are missing: which, and how to get a font; otherwise empty."""
-        if self.missing and self.families == (BUNDLED,):
-            return HOW_TO
-        return RARE.format(", ".join(map(code_point, sorted(self.missing)))) if self.missing else ""
-
 
 def find(text: str) -> Fonts:
-    """Chooses fonts for the characters of `text`: a Chinese one, matplotlib's own, and others for what these lack."""
+    """Chooses fonts for the characters of `text`: a Chinese one, matplotlib's own, and others for what these lack.
+
+    If some characters have no font, a line on stderr says so, once, and how to get one.
+    """
     missing, families = {char for char in text if not char.isspace()}, []
-    for family, path in _candidates():
-        if not missing:
-            break
-        has = _covered(path, missing)
+    known = installed()
+    for family in dict.fromkeys([*PREFERRED, BUNDLED, *sorted(known)]):
+        has = _covered(known[family], missing) if missing and family in known else None
         if has:
             families.append(family)
             missing -= has
+    if missing:
+        way = WAYS.get(sys.platform, WAYS["linux"])
+        say_once(CHINESE.format(way) if any("一" <= char <= "龥" for char in missing) else RARE)
     return Fonts((*families, *([] if BUNDLED in families else [BUNDLED])), frozenset(missing))
-
-
-def _candidates() -> Iterator[tuple[str, str]]:
-    """(family, file) of the fonts to try, the best first."""
-    known = installed()
-    names = [name for name in (*PREFERRED, BUNDLED) if name in known]
-    for name in names:
-        yield name, known[name]
-    for name, path in sorted(known.items()):  # find() comes here only for what is still missing
-        if name not in names:
-            yield name, path
 
 
 @cache
 def installed() -> dict[str, str]:
-    """family → file of each font on this machine, including those installed after matplotlib made its list."""
-    from matplotlib import font_manager  # here, because it is slow to import
+    """family → file of each font on this machine, those too that were installed after matplotlib made its list."""
+    from matplotlib.font_manager import findSystemFonts, fontManager  # here, because it is slow to import
 
-    manager = font_manager.fontManager
-    listed = {Path(font.fname).resolve() for font in manager.ttflist}
-    for path in font_manager.findSystemFonts():
-        if Path(path).resolve() not in listed:
-            try:
-                manager.addfont(path)
-            except (OSError, RuntimeError, ValueError):  # matplotlib cannot read every font file
-                continue
-    usual = {"normal", 400}
-    regular = [font for font in manager.ttflist if {font.style, font.weight, font.stretch} <= usual]
-    fonts = [*manager.ttflist, *regular]  # the later ones win: the regular file of a family that has one
+    for path in set(findSystemFonts()) - {font.fname for font in fontManager.ttflist}:
+        with suppress(OSError, RuntimeError, ValueError):  # matplotlib cannot read every font file
+            fontManager.addfont(path)
+    # Of a family, the last one counts: its regular file, if it has one
+    fonts = sorted(fontManager.ttflist, key=lambda font: {font.style, font.weight, font.stretch} <= {"normal", 400})
     return {font.name: font.fname for font in fonts if not font.name.startswith(PLACEHOLDER)}
 
 
@@ -104,8 +91,13 @@ def _covered(path: str, chars: set[str]) -> set[str]:
     """Those of `chars` that the font file has."""
     from matplotlib.font_manager import get_font
 
-    try:
+    with suppress(OSError, RuntimeError):  # matplotlib's list may name a file that is gone
         font = get_font(path)
         return {char for char in chars if font.get_char_index(ord(char))}
-    except (OSError, RuntimeError):
-        return set()
+    return set()
+
+
+@cache
+def say_once(line: str) -> None:
+    """Prints a line on stderr, unless this process has done so before."""
+    print(line, file=sys.stderr)

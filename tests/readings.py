@@ -1,11 +1,11 @@
-"""A small project with trained models, and what they read in it: shared by the tests of attnvis and its modules."""
+"""A small project with trained models, and what they read in it: for the tests of attention and notebook."""
 
 from pathlib import Path
 
 from conftest import ROOT, train_tiny
 
 import prepare
-from songci.attention import stats as attnstats
+from songci.attention.stats import Reading, read
 from songci.training.checkpoint import load_model
 
 POEM = (ROOT / "data/attnvis/rumengling.txt").read_text(encoding="utf-8")
@@ -22,8 +22,8 @@ def make_project(folder: Path, *flags: str) -> Path:
     return folder
 
 
-def read_corpus(data_root: Path, ckpt_path: Path) -> attnstats.Reading:
+def read_corpus(data_root: Path, ckpt_path: Path) -> Reading:
     """The first 14 characters of the corpus, with a title and a line end, as the model of conftest reads them."""
     text = (data_root / "input.txt").read_text(encoding="utf-8")
     model, vocabulary, title = load_model(ckpt_path)
-    return attnstats.read(model, vocabulary, text[:14], "small", title)
+    return read(model, vocabulary, text[:14], "small", title)

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import nbformat
+from nbconvert.preprocessors.coalescestreams import CoalesceStreamsPreprocessor
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "attnvis.ipynb"
@@ -35,6 +36,7 @@ def execute(path: Path, cwd: Path) -> None:
 def without_interactive_views(notebook):
     """A copy to be saved: the views are a megabyte each, hold d3 and jQuery, and a code host does not show them."""
     notebook = nbformat.from_dict(json.loads(json.dumps(notebook)))
+    CoalesceStreamsPreprocessor(enabled=True).preprocess(notebook, {})  # a pause between two prints makes two outputs
     for cell in notebook.cells:
         cell.metadata = {}
         for output in cell.get("outputs", []):

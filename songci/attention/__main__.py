@@ -1,5 +1,74 @@
-from songci.attention.page import main
-from songci.cli import run
+"""Where does the model look? The attention weights on a text, as one HTML page that opens in any browser.
+
+The page holds bertviz's interactive views, and still pictures of the weights, the predictions and what each head does.
+It needs no network and no Jupyter. The heatmaps of all heads are also written beside it, as a PNG of the same name.
+
+  python -m songci.attention --text data/attnvis/rumengling.txt --out workdirs/quansongci/attention.html
+
+attnvis.ipynb shows the same in Jupyter, and compares several runs.
+"""
+
+from pathlib import Path
+
+from songci.attention import plots
+from songci.attention.page import EXPLAINED, offline_page
+from songci.attention.stats import Reading, load
+from songci.cli import ArgumentParser, UserError, atomic_write, check_writable, number, read_text, run
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT
+
+
+def parse_args(args=None):
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
+    parser.add_argument("--ckpt_path", default="workdirs/quansongci", help="the folder of a run of train.py")
+    parser.add_argument("--text", default="data/attnvis/rumengling.txt", help="the UTF-8 file with the text to look at")
+    parser.add_argument("--out", help="the page to write, .html (default: attention.html in CKPT_PATH)")
+    windows = "windows of validation text to measure the loss on when a head is switched off"
+    parser.add_argument("--num_windows", type=number(int, 1), default=32, help=windows)
+    return parser.parse_args(args)
+
+
+def output_paths(args) -> tuple[Path, Path]:
+    """Where the page and the picture beside it go. Raises UserError, before any work, if they cannot go there."""
+    out = Path(args.ckpt_path) / "attention.html" if args.out is None else Path(args.out)
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--out {args.out!r}: the output is a web page: give it a name that ends in .html")
+    picture = out.with_suffix(".png")
+    for path in (out, picture):
+        if path.is_dir():
+            raise UserError(f"--out {out}: {path} is a folder: choose another name")
+    if args.out is not None:  # else load() tells of a run that is missing
+        check_writable("--out", out)
+    return out, picture
+
+
+def draw(reading: Reading, data_root: str | Path, num_windows: int) -> dict[str, list[bytes]]:
+    """The still pictures of the page, as PNGs, under their titles from EXPLAINED."""
+    figures = (
+        [plots.heatmaps(reading, layer=layer) for layer in range(len(reading.weights))],
+        [plots.predictions(reading)],
+        [plots.losses(reading)],
+        [plots.statistics(reading)],
+        [plots.ablation(reading, data_root=data_root, num_windows=num_windows)],
+        [plots.lens(reading)],
+    )
+    _head_view, _model_view, *titles = EXPLAINED
+    return {title: [figure.png() for figure in row] for title, row in zip(titles, figures, strict=True)}
+
+
+def main() -> None:
+    args = parse_args()
+    out, picture = output_paths(args)
+    reading = load(args.data_root, args.ckpt_path, read_text(args.text))
+    if reading.note:
+        print(reading.note)
+    content = offline_page(reading, draw(reading, args.data_root, args.num_windows)).encode()
+    all_heads = plots.heatmaps(reading, layer=None).png(dpi=110)
+    for path, written in ((picture, all_heads), (out, content)):
+        with atomic_write(path) as file:
+            file.write(written)
+    print(f"{out}: {reading}\n{picture}: the heatmaps of all heads")
+
 
 if __name__ == "__main__":
     run(main)

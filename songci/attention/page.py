@@ -1,12 +1,4 @@
-"""Where does the model look? The attention weights on a text, as one HTML page that opens in any browser.
-
-The page holds bertviz's interactive views, and still pictures of the weights, the predictions and what each head does.
-It needs no network and no Jupyter. The heatmaps of all heads are also written beside it, as a PNG of the same name.
-
-  python -m songci.attention --text data/attnvis/rumengling.txt --out workdirs/quansongci/attention.html
-
-attnvis.ipynb shows the same in Jupyter, and compares several runs.
-"""
+"""bertviz's interactive views, made to work without a network, and the page that holds them with still pictures."""
 
 import base64
 import html
@@ -16,12 +8,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from songci.attention import plots as attnplots
-from songci.attention import stats as attnstats
 from songci.attention.stats import Reading
-from songci.cli import ArgumentParser, UserError, atomic_write, check_writable, number, read_text
-from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, check_same_vocabulary, load_vocabulary
-from songci.training.checkpoint import load_model
+from songci.cli import UserError
 
 LIBRARIES = (("xstatic.pkg.jquery", "data/jquery.min.js"), ("mpld3", "js/d3.v5.min.js"))
 DIGITS = 4  # of a weight: finer than the eye can see, and a quarter of the bytes
@@ -54,30 +42,6 @@ function readable(params) {
 """
 
 
-def load(data_root: str | Path, ckpt_path: str | Path, text: str) -> Reading:
-    """Runs a trained model on the text: `.tokens`, and `.weights`, a tensor (1, h, L, L) per layer.
-
-    If the text is longer than the model's window, only the first window is read, and `.note` says so.
-    Raises UserError if the data or the model is missing, or if the text has a character that its vocabulary lacks.
-    """
-    vocabulary = load_vocabulary(data_root)
-    trained = load_model(ckpt_path)
-    check_same_vocabulary(trained.vocabulary, ckpt_path, vocabulary, data_root)
-    return attnstats.read(trained.model, trained.vocabulary, text, Path(ckpt_path).resolve().name, trained.title)
-
-
-def load_existing(data_root: str | Path, ckpt_paths: list[str], text: str) -> list[Reading]:
-    """load() for each of the runs that exists; prints how to make the others."""
-    readings = []
-    for path in ckpt_paths:
-        if (Path(path) / "best.pt").is_file():
-            readings.append(load(data_root, path, text))
-        else:
-            flag = next((f" --{flag}" for flag in ("no_pos", "no_res") if path.endswith(flag)), "")
-            print(f"no run {path}: python train.py --ckpt_path {path}{flag} makes it")
-    return readings
-
-
 @dataclass(frozen=True, repr=False)
 class View:
     """An interactive view: a complete document that needs nothing from outside."""
@@ -108,9 +72,7 @@ def head_view(reading: Reading, layer: int = 0, heads: list[int] | None = None) 
     """
     from bertviz import head_view as bertviz_view
 
-    reading.check_layer(layer)
-    if heads is not None and not (heads and set(heads) <= set(range(reading.num_heads))):
-        raise UserError(f"heads {heads}: {reading.name} has the heads 0 to {reading.num_heads - 1}; name at least one")
+    reading.check([layer], heads)
     shown = bertviz_view(
         reading.weights, reading.tokens, layer=layer, heads=heads, prettify_tokens=False, html_action="return"
     )
@@ -125,8 +87,7 @@ def model_view(reading: Reading, include_layers: list[int] | None = None) -> Vie
     """
     from bertviz import model_view as bertviz_view
 
-    for layer in include_layers or []:
-        reading.check_layer(layer)
+    reading.check(include_layers or [])
     shown = bertviz_view(
         *(reading.weights, reading.tokens),
         include_layers=include_layers or None,
@@ -224,7 +185,7 @@ EXPLAINED = {
 }
 
 
-def page(reading: Reading, pictures: dict[str, list[bytes]]) -> str:
+def offline_page(reading: Reading, pictures: dict[str, list[bytes]]) -> str:
     """One self-contained HTML page: the two views, and the PNGs of `pictures`, by their titles in EXPLAINED."""
     head, model, *_ = EXPLAINED
     shown = {head: head_view(reading).frame()}
@@ -246,60 +207,3 @@ def page(reading: Reading, pictures: dict[str, list[bytes]]) -> str:
         f"<style>{style}</style></head>\n<body><h1>Where does the model look? 注意力可视化</h1>\n"
         f"<p>{name}</p>\n<pre>{html.escape(reading.text)}</pre>\n{sections}</body></html>\n"
     )
-
-
-def parse_args(args=None):
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
-    parser.add_argument("--ckpt_path", default="workdirs/quansongci", help="the folder of a run of train.py")
-    parser.add_argument("--text", default="data/attnvis/rumengling.txt", help="the UTF-8 file with the text to look at")
-    parser.add_argument("--out", help="the page to write, .html (default: attention.html in CKPT_PATH)")
-    parser.add_argument(
-        "--num_windows",
-        type=number(int, 1),
-        default=32,
-        help="windows of validation text to measure the loss on when a head is switched off",
-    )
-    return parser.parse_args(args)
-
-
-def output_paths(args) -> tuple[Path, Path]:
-    """Where the page and the picture beside it go. Raises UserError, before any work, if they cannot go there."""
-    out = Path(args.ckpt_path) / "attention.html" if args.out is None else Path(args.out)
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise UserError(f"--out {args.out!r}: the output is a web page: give it a name that ends in .html")
-    picture = out.with_suffix(".png")
-    for path in (out, picture):
-        if path.is_dir():
-            raise UserError(f"--out {out}: {path} is a folder: choose another name")
-    if args.out is not None:  # else load() tells of a run that is missing
-        check_writable("--out", out)
-    return out, picture
-
-
-def draw(reading: Reading, data_root: str | Path, num_windows: int) -> dict[str, list[bytes]]:
-    """The still pictures of the page, as PNGs, under their titles from EXPLAINED."""
-    figures = (
-        [attnplots.heatmaps(reading, layer=layer) for layer in range(len(reading.weights))],
-        [attnplots.predictions(reading)],
-        [attnplots.losses(reading)],
-        [attnplots.statistics(reading)],
-        [attnplots.ablation(reading, data_root=data_root, num_windows=num_windows)],
-        [attnplots.lens(reading)],
-    )
-    _head_view, _model_view, *titles = EXPLAINED
-    return {title: [figure.png() for figure in row] for title, row in zip(titles, figures, strict=True)}
-
-
-def main() -> None:
-    args = parse_args()
-    out, picture = output_paths(args)
-    reading = load(args.data_root, args.ckpt_path, read_text(args.text))
-    if reading.note:
-        print(reading.note)
-    content = page(reading, draw(reading, args.data_root, args.num_windows)).encode()
-    all_heads = attnplots.heatmaps(reading, layer=None).png(dpi=110)
-    for path, written in ((picture, all_heads), (out, content)):
-        with atomic_write(path) as file:
-            file.write(written)
-    print(f"{out}: {reading}\n{picture}: the heatmaps of all heads")

@@ -1,4 +1,4 @@
-"""Still pictures of what attnstats.py computes: they can be seen where no JavaScript runs, as on a code host.
+"""Still pictures of what stats.py computes: they can be seen where no JavaScript runs, as on a code host.
 
 Each function returns a Picture, which a notebook shows and whose png() is a file. Those that take *readings draw
 several runs in one picture.
@@ -6,7 +6,8 @@ several runs in one picture.
 
 import io
 import math
-from contextlib import contextmanager
+import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -17,9 +18,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure  # not pyplot, which would look for a display
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 from songci import fonts
-from songci.attention import stats as attnstats
+from songci.attention import stats
 from songci.attention.stats import STATISTICS, Reading
 
 DPI = 80
@@ -27,31 +29,48 @@ ROW = 24  # characters of the text in a row
 
 
 class Picture(Figure):
-    """A figure that a notebook displays as it is, with fonts for the characters in it."""
+    """A figure that a notebook displays as it is, in fonts that have its characters."""
 
-    def __init__(self, chars: str, width: float, height: float):
-        """chars: all characters that will be drawn; width, height: in inches."""
-        self.fonts = fonts.find(chars)
-        super().__init__(figsize=(width, height + 0.6 * bool(self.fonts.note)), layout="constrained")
-        if self.fonts.note:
-            self.supxlabel(self.fonts.note, fontsize=8, color="firebrick", ha="left", x=0.02)
+    def __init__(self, readings: Sequence[Reading], width: float, height: float, more: str = ""):
+        """width, height: in inches; more: characters that will be drawn beside those of the readings."""
+        super().__init__(figsize=(width, height), layout="constrained")
+        chars = "".join(reading.text + reading.name for reading in readings) + more
+        self.fonts = fonts.find("".join(map(fonts.label, chars)))
 
-    @contextmanager
-    def drawing(self):
-        """A context in which text is drawn with the picture's fonts."""
-        with matplotlib.rc_context({"font.family": list(self.fonts.families)}):
-            yield self
+    def savefig(self, *args, **kwargs) -> None:
+        """Figure's own, with these fonts."""
+        for text in self.findobj(Text):
+            text.set_family(self.fonts.families)
+        super().savefig(*args, **kwargs)
+
+    def label(self, char: str) -> str:
+        return self.fonts.shown(fonts.label(char))
 
     def grid(self, rows: int, columns: int) -> list[Axes]:
         return list(self.subplots(rows, columns, squeeze=False).flat)
+
+    def board(self, axes: Axes, left: float, right: float, bottom: float) -> None:
+        """Makes axes for unit squares, from `left` to `right` and from 0 down to `bottom`."""
+        axes.set(xlim=(left, right), ylim=(bottom, 0), aspect="equal")
+        axes.set_axis_off()
+
+    def cell(self, axes: Axes, x: float, y: float, char: str, shade=0.0, note="", framed=False, colors="Blues") -> None:
+        """A unit square with a character; shade: 0 to 1; note: in small type, below; framed: the character follows."""
+        face, edge = matplotlib.colormaps[colors](0.85 * shade), "crimson" if framed else "none"
+        axes.add_patch(Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, facecolor=face, edgecolor=edge, lw=1.5))
+        label = self.label(char)
+        style = {"ha": "center", "color": "white" if shade > 0.6 else "black"}
+        size, middle = 11 if len(label) <= 2 else 5, y + (0.38 if note else 0.5)
+        label = label.replace("U+", "U+\n")  # on two lines, or it would not fit
+        axes.text(x + 0.5, middle, label, va="center_baseline", fontsize=size, **style)
+        axes.text(x + 0.5, y + 0.79, note, va="center", fontsize=6, **style)
 
     def png(self, dpi: int = DPI) -> bytes:
         """The picture as a PNG file with 256 colours, a third of the size of one with all."""
         from PIL import Image
 
         buffer, small = io.BytesIO(), io.BytesIO()
-        with self.drawing():
-            self.savefig(buffer, format="png", dpi=dpi)
+        self.savefig(buffer, format="png", dpi=dpi)
         Image.open(buffer).convert("RGB").quantize(256).save(small, format="png", optimize=True)
         return small.getvalue()
 
@@ -62,112 +81,94 @@ class Picture(Figure):
         return "<picture>"
 
 
-def heatmaps(*readings: Reading, layer: int | None = 0, labels: bool = True) -> Picture:
-    """A heatmap for each head of a layer, or of all layers (None): row i shows how character i divides its weight of 1.
+def heatmaps(*readings: Reading, layer: int | None = 0, heads: list[int] | None = None, labels: bool = True) -> Picture:
+    """A heatmap for each of the heads of a layer (None: of all): row i shows how character i divides its weight of 1.
 
     The upper triangle is empty: no character looks at a later one. labels: the characters beside rows and columns.
-    Raises UserError for a layer that a model lacks.
+    Raises UserError for a layer or a head that a model lacks.
     """
-    panels = [
-        (reading, i, head)
-        for reading in readings
-        for i in (range(len(reading.weights)) if layer is None else [reading.check_layer(layer)])
-        for head in range(reading.num_heads)
-    ]
-    heads = readings[0].num_heads
-    columns = heads if len(panels) > heads else math.ceil(math.sqrt(heads))
+    panels = []
+    for reading in readings:
+        layers = range(len(reading.weights)) if layer is None else [layer]
+        reading.check(layers, heads)
+        panels += [(reading, i, head) for i in layers for head in heads or range(reading.num_heads)]
+    of_a_layer = len(heads or range(readings[0].num_heads))
+    columns = of_a_layer if len(panels) > of_a_layer else math.ceil(math.sqrt(of_a_layer))
     rows = math.ceil(len(panels) / columns)
     side = max(2.2, 0.8 + 0.14 * max(len(reading.text) for reading in readings)) if labels else 2.2
-    figure = Picture(_chars(*readings) if labels else "", columns * side + 0.6, rows * (side + 0.2))
-    with figure.drawing():
-        grid = figure.grid(rows, columns)
-        for axes in grid[len(panels) :]:
-            axes.set_axis_off()
-        for axes, (reading, i, head) in zip(grid, panels, strict=False):
-            weights = reading.weights[i][0, head].numpy()
-            later = np.triu(np.ones_like(weights), 1) > 0
-            # The square root, on one scale for all heads: a weight that is shared among twenty can still be seen
-            image = axes.imshow(np.ma.masked_where(later, weights), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
-            axes.set_title(_title(readings, reading, f"layer {i}, head {head}"), fontsize=10)
-            axes.spines[["top", "right"]].set_visible(False)
-            _label_ticks(axes, figure.fonts, reading.tokens if labels else [])
-        figure.colorbar(image, ax=grid, label="attention weight", aspect=40, shrink=0.6)
+    figure = Picture(readings, columns * side + 0.6, rows * (side + 0.2))
+    grid = figure.grid(rows, columns)
+    for axes in grid[len(panels) :]:
+        axes.set_axis_off()
+    for axes, (reading, i, head) in zip(grid, panels, strict=False):
+        weights = reading.weights[i][0, head].numpy()
+        later = np.triu(np.ones_like(weights), 1) > 0
+        # The square root, on one scale for all heads: a weight that is shared among twenty can still be seen
+        image = axes.imshow(np.ma.masked_where(later, weights), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
+        axes.set_title(_title(readings, reading, f"layer {i}, head {head}"), fontsize=10)
+        axes.spines[["top", "right"]].set_visible(False)
+        marks = [figure.label(char) for char in reading.text] if labels else []
+        axes.set_xticks(range(len(marks)), marks, fontsize=8, rotation=90 * any(len(mark) > 1 for mark in marks))
+        axes.set_yticks(range(len(marks)), marks, fontsize=8)
+        axes.tick_params(length=0, pad=2)
+    figure.colorbar(image, ax=grid, label="attention weight", aspect=40, shrink=0.6)
     return figure
-
-
-def _label_ticks(axes: Axes, known: fonts.Fonts, tokens: list[str]) -> None:
-    labels = [known.shown(token) for token in tokens]
-    upright = all(len(label) == 1 for label in labels)
-    axes.set_xticks(range(len(labels)), labels, fontsize=8, rotation=0 if upright else 90)
-    axes.set_yticks(range(len(labels)), labels, fontsize=8)
-    axes.tick_params(length=0, pad=2)
 
 
 def predictions(reading: Reading, k: int = 5) -> Picture:
     """The k likeliest next characters at each position, darker for likelier; a frame marks the one that follows."""
-    best, probs = attnstats.top_predictions(reading, k)
+    best, probs = stats.top_predictions(reading, k)
     length, k = probs.shape
     columns = min(4, math.ceil(length / 6))
     rows = math.ceil(length / columns)
-    figure = Picture(_chars(reading) + _labels(best), 0.42 * (k + 2.5) * columns, 0.2 + 0.42 * rows)
-    with figure.drawing():
-        for column, axes in enumerate(figure.grid(1, columns)):
-            axes.set(xlim=(-2.2, k), ylim=(rows, 0), aspect="equal")
-            axes.set_axis_off()
-            for y, i in enumerate(range(column * rows, min((column + 1) * rows, length))):
-                _cell(axes, -1.9, y, figure.fonts.shown(reading.tokens[i]))
-                axes.text(-0.45, y + 0.5, "→", ha="center", va="center", color="gray")
-                for rank, (char, p) in enumerate(zip(best[i], probs[i], strict=True)):
-                    shown = figure.fonts.shown(fonts.label(char))
-                    _cell(axes, rank, y, shown, p, note=f"{p:.0%}", framed=char == reading.text[i + 1 : i + 2])
+    figure = Picture([reading], 0.42 * (k + 2.5) * columns, 0.2 + 0.42 * rows, "".join(best))
+    for column, axes in enumerate(figure.grid(1, columns)):
+        figure.board(axes, -2.2, k, rows)
+        for y, i in enumerate(range(column * rows, min((column + 1) * rows, length))):
+            figure.cell(axes, -1.9, y, reading.text[i])
+            axes.text(-0.45, y + 0.5, "→", ha="center", va="center", color="gray")
+            for rank, (char, p) in enumerate(zip(best[i], probs[i], strict=True)):
+                figure.cell(axes, rank, y, char, p, f"{p:.0%}", framed=char == reading.text[i + 1 : i + 2])
     return figure
 
 
 def losses(*readings: Reading) -> Picture:
     """The text with each character coloured by its loss: pale if it was expected, dark if it was a surprise."""
-    values = [attnstats.character_losses(reading) for reading in readings]
+    values = [stats.character_losses(reading) for reading in readings]
     top = max(1.0, *(value[1:].max(initial=0) for value in values))
-    lines = [_lines(reading.text) for reading in readings]
-    height = max(map(len, lines))
-    figure = Picture(_chars(*readings), 0.42 * ROW + 1.2, len(readings) * (0.45 + 0.42 * height))
-    with figure.drawing():
-        grid = figure.grid(len(readings), 1)
-        for axes, reading, value, rows in zip(grid, readings, values, lines, strict=True):
-            axes.set(xlim=(0, ROW), ylim=(height, 0), aspect="equal")
-            axes.set_axis_off()
-            mean = f"{value[1:].mean():.2f} nats a character" if len(value) > 1 else "nothing to predict"
-            axes.set_title(_title(readings, reading, mean, ": "), fontsize=10, loc="left")
-            for y, row in enumerate(rows):
-                for x, i in enumerate(row):
-                    shade, note = (value[i] / top, f"{value[i]:.1f}") if i > 0 else (0, "–")
-                    _cell(axes, x, y, figure.fonts.shown(reading.tokens[i]), shade, note, color_map="Reds")
-        figure.colorbar(ScalarMappable(Normalize(0, top), "Reds"), ax=grid, label="loss (nats)", aspect=12)
+    texts = [lines(reading.text) for reading in readings]
+    height = max(map(len, texts))
+    figure = Picture(readings, 0.42 * ROW + 1.2, len(readings) * (0.45 + 0.42 * height))
+    grid = figure.grid(len(readings), 1)
+    for axes, reading, value, rows in zip(grid, readings, values, texts, strict=True):
+        figure.board(axes, 0, ROW, height)
+        mean = f"{value[1:].mean():.2f} nats a character" if len(value) > 1 else "nothing to predict"
+        axes.set_title(_title(readings, reading, mean, ": "), fontsize=10, loc="left")
+        for y, row in enumerate(rows):
+            for x, i in enumerate(row):
+                shade, note = (value[i] / top, f"{value[i]:.1f}") if i > 0 else (0, "–")
+                figure.cell(axes, x, y, reading.text[i], shade, note, colors="Reds")
+    figure.colorbar(ScalarMappable(Normalize(0, top), "Reds"), ax=grid, label="loss (nats)", aspect=12)
     return figure
 
 
-def _lines(text: str) -> list[range]:
+def lines(text: str) -> list[range]:
     """The positions of a text in rows of at most ROW; the end of a line ends its row."""
-    rows, start = [], 0
-    for i in range(len(text)):
-        if text[i] == "\n" or i + 1 - start == ROW or i + 1 == len(text):
-            rows.append(range(start, i + 1))
-            start = i + 1
-    return rows
+    return [range(*row.span()) for row in re.finditer(rf".{{0,{ROW - 1}}}\n|.{{1,{ROW}}}", text)]
 
 
 def statistics(*readings: Reading) -> Picture:
-    """Four matrices (layers, heads) for each run: what attnstats.head_statistics() says of each head."""
-    values = [attnstats.head_statistics(reading.weights, reading.text) for reading in readings]
-    uniform = attnstats.uniform_statistics(readings[0].text)
+    """Four matrices (layers, heads) for each run: what stats.head_statistics() says of each head."""
+    values = [stats.head_statistics(reading.weights, reading.text) for reading in readings]
+    uniform = stats.uniform_statistics(readings[0].text)
     columns = len(STATISTICS)
     figure = _matrix_picture(readings, len(readings), columns)
-    with figure.drawing():
-        grid = figure.grid(len(readings), columns)
-        for column, (name, mean) in enumerate(zip(STATISTICS, uniform, strict=True)):
-            highest = np.nanmax([mean, *(value[column].max() for value in values), 1e-3])
-            for axes, reading, value in zip(grid[column::columns], readings, values, strict=True):
-                _matrix(axes, value[column], "Blues", 0, highest)
-                axes.set_title(_title(readings, reading, f"{name}\n(uniform: {mean:.2f})"), fontsize=9)
+    grid = figure.grid(len(readings), columns)
+    for column, (name, mean) in enumerate(zip(STATISTICS, uniform, strict=True)):
+        highest = np.nanmax([mean, *(value[column].max() for value in values), 1e-3])
+        for axes, reading, value in zip(grid[column::columns], readings, values, strict=True):
+            _matrix(axes, value[column], "Blues", 0, highest)
+            axes.set_title(_title(readings, reading, f"{name}\n(uniform: {mean:.2f})"), fontsize=9)
     return figure
 
 
@@ -178,26 +179,21 @@ def ablation(*readings: Reading, data_root: str | Path | None = None, num_window
     that was read. Raises UserError if data_root is not a prepared data set.
     """
     figure = _matrix_picture(readings, 1, len(readings))
-    with figure.drawing():
-        for axes, reading in zip(figure.grid(1, len(readings)), readings, strict=True):
-            loss = partial(attnstats.text_loss, reading)
-            if data_root is not None:
-                loss = attnstats.validation_loss(data_root, reading.model, reading.title, num_windows)
-            whole, rises = attnstats.head_ablation(reading.model, loss)
-            highest = max(1e-3, np.nanmax(np.abs(rises)))  # a scale for each run: their magnitudes differ widely
-            _matrix(axes, rises, "RdBu_r", -highest, highest, "{:+.3f}")
-            axes.set_title(_title(readings, reading, f"rise of the loss\nfrom {whole:.3f}"), fontsize=9)
+    for axes, reading in zip(figure.grid(1, len(readings)), readings, strict=True):
+        loss = partial(stats.text_loss, reading)
+        if data_root is not None:
+            loss = stats.validation_loss(data_root, reading.model, reading.title, num_windows)
+        whole, rises = stats.head_ablation(reading.model, loss)
+        highest = max(1e-3, np.nanmax(np.abs(rises)))  # a scale for each run: their magnitudes differ widely
+        _matrix(axes, rises, "RdBu_r", -highest, highest, "{:+.3f}")
+        axes.set_title(_title(readings, reading, f"rise of the loss\nfrom {whole:.3f}"), fontsize=9)
     return figure
 
 
 def _matrix_picture(readings: tuple[Reading, ...], rows: int, columns: int) -> Picture:
     layers = max(len(reading.weights) for reading in readings)
-    heads = max(reading.num_heads for reading in readings)
-    return Picture(
-        "".join(reading.name for reading in readings),
-        columns * (0.6 + 0.6 * max(heads, 4)),
-        rows * (0.9 + 0.4 * layers),
-    )
+    heads = max(4, *(reading.num_heads for reading in readings))
+    return Picture(readings, columns * (0.6 + 0.6 * heads), rows * (0.9 + 0.4 * layers))
 
 
 def _matrix(axes: Axes, values: np.ndarray, color_map: str, low: float, high: float, fmt: str = "{:.2f}") -> None:
@@ -205,11 +201,10 @@ def _matrix(axes: Axes, values: np.ndarray, color_map: str, low: float, high: fl
     axes.imshow(values, cmap=color_map, vmin=low / 0.85, vmax=high / 0.85, aspect="auto")
     for (layer, head), value in np.ndenumerate(values):
         dark = (abs(value) if low < 0 else value) > 0.6 * high
-        axes.text(
-            head, layer, fmt.format(value), ha="center", va="center", fontsize=8, color="white" if dark else "black"
-        )
-    axes.set_xticks(range(values.shape[1]))
-    axes.set_yticks(range(values.shape[0]))
+        color = "white" if dark else "black"
+        axes.text(head, layer, fmt.format(value), ha="center", va="center", fontsize=8, color=color)
+    layers, heads = values.shape
+    axes.set(xticks=range(heads), yticks=range(layers))
     axes.set_xlabel("head", fontsize=8)
     axes.set_ylabel("layer", fontsize=8)
     axes.tick_params(length=0, labelsize=8)
@@ -220,63 +215,35 @@ def lens(*readings: Reading) -> Picture:
 
     A frame marks the one that follows; beside each row stands the loss of a model that ended there.
     """
-    results = [attnstats.logit_lens(reading) for reading in readings]
+    results = [stats.logit_lens(reading) for reading in readings]
     depth = max(len(best) for best, _, _ in results)
-    parts = [
-        (reading, row, result) for reading, result in zip(readings, results, strict=True) for row in _rows(reading)
+    parts = [  # of a text in one line, ROW characters at a time
+        (reading, row, result)
+        for reading, result in zip(readings, results, strict=True)
+        for row in lines(reading.text.replace("\n", " "))
     ]
-    chars = _chars(*readings) + "".join(_labels(best) for best, _, _ in results)
-    figure = Picture(chars, 0.36 * (ROW + 6), len(parts) * (0.36 * (depth + 1) + 0.4))
-    with figure.drawing():
-        for axes, (reading, row, result) in zip(figure.grid(len(parts), 1), parts, strict=True):
-            axes.set(xlim=(-6, ROW), ylim=(depth + 1, 0), aspect="equal")
-            axes.set_axis_off()
-            axes.set_title(_title(readings, reading, "") if row.start == 0 else "", fontsize=10, loc="left")
-            _lens_part(axes, figure.fonts, reading, row, *result)
+    predicted = "".join(char for best, _, _ in results for char in "".join(best))
+    figure = Picture(readings, 0.36 * (ROW + 6), len(parts) * (0.36 * (depth + 1) + 0.4), predicted)
+    for axes, (reading, row, (best, probs, losses)) in zip(figure.grid(len(parts), 1), parts, strict=True):
+        figure.board(axes, -6, ROW, depth + 1)
+        axes.set_title(_title(readings, reading, "") if row.start == 0 else "", fontsize=10, loc="left")
+        names = ["embeddings", *(f"layer {i}" for i in range(len(best) - 1))]
+        names = [f"{name}, loss {loss:.2f}" for name, loss in zip(names, losses, strict=True)]
+        for up, name in enumerate(
+            ["text", *names]
+        ):  # from the bottom: the text, and what each depth predicts to follow
+            y = len(best) - up
+            axes.text(-0.3, y + 0.5, name, ha="right", va="center", fontsize=8)
+            for x, i in enumerate(row):
+                if up == 0:
+                    figure.cell(axes, x, y, reading.text[i])
+                else:
+                    char = best[up - 1][i]
+                    follows = char == reading.text[i + 1 : i + 2]
+                    figure.cell(axes, x, y, char, probs[up - 1, i], framed=follows)
     return figure
-
-
-def _lens_part(axes: Axes, known: fonts.Fonts, reading: Reading, row: range, best, probs, losses) -> None:
-    """Some positions of a text, a column each: the character, and above it what each depth predicts to follow."""
-    names = ["embeddings", *(f"layer {i}" for i in range(len(best) - 1))]
-    bottom = len(best)
-    for depth, (name, chars) in enumerate(zip(names, best, strict=True)):
-        y = bottom - 1 - depth
-        axes.text(-0.3, y + 0.5, f"{name}, loss {losses[depth]:.2f}", ha="right", va="center", fontsize=8)
-        for x, i in enumerate(row):
-            follows = chars[i] == reading.text[i + 1 : i + 2]
-            _cell(axes, x, y, known.shown(fonts.label(chars[i])), probs[depth, i], framed=follows)
-    axes.text(-0.3, bottom + 0.5, "text", ha="right", va="center", fontsize=8)
-    for x, i in enumerate(row):
-        _cell(axes, x, bottom, known.shown(reading.tokens[i]))
-
-
-def _rows(reading: Reading) -> list[range]:
-    length = len(reading.text)
-    return [range(start, min(start + ROW, length)) for start in range(0, length, ROW)]
-
-
-def _cell(axes: Axes, x: float, y: float, label: str, shade=0.0, note="", framed=False, color_map="Blues") -> None:
-    """A unit square with a label in it; shade: 0 to 1; note: in small type, below; framed: the character follows."""
-    face = matplotlib.colormaps[color_map](0.85 * shade)
-    edge = "crimson" if framed else "none"
-    axes.add_patch(Rectangle((x + 0.06, y + 0.06), 0.88, 0.88, facecolor=face, edgecolor=edge, lw=1.5))
-    ink = "white" if shade > 0.6 else "black"
-    size = 11 if len(label) <= 2 else 5
-    label = label.replace("U+", "U+\n")  # on two lines, or it would not fit
-    middle = y + (0.38 if note else 0.5)
-    axes.text(x + 0.5, middle, label, ha="center", va="center_baseline", fontsize=size, color=ink)
-    axes.text(x + 0.5, y + 0.79, note, ha="center", va="center", fontsize=6, color=ink)
 
 
 def _title(readings: tuple[Reading, ...], reading: Reading, text: str, between: str = "\n") -> str:
     """A title, after the name of the run if there are several runs."""
     return f"{reading.name}{between}{text}".rstrip() if len(readings) > 1 else text
-
-
-def _chars(*readings: Reading) -> str:
-    return "".join(char for reading in readings for char in (*reading.tokens, reading.name))
-
-
-def _labels(rows: list[str]) -> str:
-    return "".join(fonts.label(char) for row in rows for char in row)

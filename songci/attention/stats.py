@@ -4,9 +4,8 @@ h: heads, L: characters of the text, V: characters of the vocabulary. Layers and
 counts them.
 """
 
-import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,8 +20,9 @@ from tqdm import tqdm
 from model import GPT
 from songci import fonts
 from songci.cli import UserError
-from songci.corpus.vocabulary import Vocabulary, load_dataset
+from songci.corpus.vocabulary import Vocabulary, check_same_vocabulary, load_dataset, load_vocabulary
 from songci.corpus.windows import ScoredWindows
+from songci.training.checkpoint import load_model
 from songci.training.measure import mean_loss
 
 
@@ -45,11 +45,13 @@ class Reading:
     def num_heads(self) -> int:
         return self.weights[0].size(1)
 
-    def check_layer(self, layer: int) -> int:
-        """The layer, if the model has it. Raises UserError if not."""
-        if not 0 <= layer < len(self.weights):
-            raise UserError(f"no layer {layer}: {self.name} has the layers 0 to {len(self.weights) - 1}")
-        return layer
+    def check(self, layers: Sequence[int] = (), heads: Sequence[int] | None = None) -> None:
+        """Raises UserError for a layer or a head that the model lacks, and for no heads; None: all of them."""
+        for layer in layers:
+            if not 0 <= layer < len(self.weights):
+                raise UserError(f"no layer {layer}: {self.name} has the layers 0 to {len(self.weights) - 1}")
+        if heads is not None and not (heads and set(heads) <= set(range(self.num_heads))):
+            raise UserError(f"heads {heads}: {self.name} has the heads 0 to {self.num_heads - 1}; name at least one")
 
     def __repr__(self) -> str:
         return f"{self.name}: {len(self.weights)} layers × {self.num_heads} heads, {len(self.text)} characters"
@@ -74,6 +76,26 @@ def read(model: GPT, vocabulary: Vocabulary, text: str, name: str = "", title: t
     )
 
 
+def load(data_root: str | Path, ckpt_path: str | Path, text: str) -> Reading:
+    """read() with the model of a run. Raises UserError too if the run or its data set is missing or of another."""
+    vocabulary = load_vocabulary(data_root)
+    trained = load_model(ckpt_path)
+    check_same_vocabulary(trained.vocabulary, ckpt_path, vocabulary, data_root)
+    return read(trained.model, trained.vocabulary, text, Path(ckpt_path).resolve().name, trained.title)
+
+
+def load_existing(data_root: str | Path, ckpt_paths: list[str], text: str) -> list[Reading]:
+    """load() for each of the runs that exists; prints how to make the others."""
+    readings = []
+    for path in ckpt_paths:
+        if (Path(path) / "best.pt").is_file():
+            readings.append(load(data_root, path, text))
+        else:
+            flag = next((f" --{flag}" for flag in ("no_pos", "no_res") if path.endswith(flag)), "")
+            print(f"no run {path}: python train.py --ckpt_path {path}{flag} makes it")
+    return readings
+
+
 def top_predictions(reading: Reading, k: int = 5) -> tuple[list[str], np.ndarray]:
     """The k likeliest next characters at each position, the best first: L strings of k, and probabilities (L, k)."""
     probs, ids = torch.softmax(reading.logits, dim=-1).topk(min(k, reading.logits.size(-1)))
@@ -82,7 +104,8 @@ def top_predictions(reading: Reading, k: int = 5) -> tuple[list[str], np.ndarray
 
 def character_losses(reading: Reading) -> np.ndarray:
     """(L,): -ln p of each character given those before it, in nats; NaN for the first, which nothing predicts."""
-    return np.append(np.nan, _next_losses(reading.logits, reading.ids))
+    losses = F.cross_entropy(reading.logits[:-1], reading.ids[0, 1:], reduction="none")
+    return np.append(np.nan, losses.numpy())
 
 
 @torch.inference_mode()
@@ -92,11 +115,7 @@ def text_loss(reading: Reading) -> float:
 
 
 def _mean_loss(logits: Tensor, ids: Tensor) -> float:
-    return float(_next_losses(logits, ids).mean()) if len(logits) > 1 else math.nan
-
-
-def _next_losses(logits: Tensor, ids: Tensor) -> np.ndarray:
-    return F.cross_entropy(logits[:-1], ids[0, 1:], reduction="none").numpy()
+    return F.cross_entropy(logits[:-1], ids[0, 1:]).item()
 
 
 STATISTICS = ("entropy (nats)", "mean distance", "weight: previous character", "weight: same place, previous clause")

@@ -20,8 +20,10 @@ from conftest import ROOT, run_script
 from readings import DATA, POEM, RUN, make_project
 from saved_notebook import NOTEBOOK, code_cells, digest, execute, without_interactive_views
 
-from songci.attention import page as attnvis
+from songci import attention
+from songci.attention.page import EXPLAINED
 
+pytestmark = pytest.mark.slow  # a kernel, a server, a browser
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -35,7 +37,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reading(folder):
-    return attnvis.load(folder / DATA, folder / RUN, POEM)
+    return attention.load(folder / DATA, folder / RUN, POEM)
 
 
 # The page
@@ -53,7 +55,7 @@ def written_page(folder):
 
 def test_the_page_holds_every_section_and_the_picture_lies_beside_it(written_page):
     page = written_page.read_text(encoding="utf-8")
-    for title, lines in attnvis.EXPLAINED.items():
+    for title, lines in EXPLAINED.items():
         assert page.count(f"<h2>{title}</h2>") == 1 and len(lines) == 2
     assert page.count("<iframe") == 2 and page.count("data:image/png;base64,") == 3 + 5  # a heatmap a layer
     assert written_page.with_name("attention.png").read_bytes().startswith(b"\x89PNG")
@@ -115,11 +117,11 @@ def test_the_saved_outputs_are_still_and_small_and_say_nothing_of_a_machine(comm
 
 def test_the_notebook_explains_each_view_and_picture_as_the_page_does(committed):
     told = [cell.source for cell in committed.cells if cell.cell_type == "markdown"]
-    for title, lines in attnvis.EXPLAINED.items():
+    for title, lines in EXPLAINED.items():
         assert f"### {title}\n\n" + "\n".join(f"- {line}" for line in lines) in told
     shown = "\n".join(cell.source for cell in code_cells(committed))
     for name in ("heatmaps", "predictions", "losses", "statistics", "ablation", "lens"):
-        assert f"attnplots.{name}(shown" in shown and (name == "predictions" or f"attnplots.{name}(*runs" in shown)
+        assert f"attention.{name}(shown" in shown and (name == "predictions" or f"attention.{name}(*runs" in shown)
 
 
 def test_the_notebook_has_its_paths_in_one_cell(committed):
@@ -216,7 +218,7 @@ def test_the_page_by_itself(visit, written_page, reading, tmp_path):
 def test_a_character_that_the_browsers_fonts_lack_is_shown_by_its_code(visit, reading, tmp_path):
     """𱍊 is in Unicode 13; if a font has it, the noncharacters are still in none."""
     odd = ["\U0003134a", "\U0001fffe", "\ufdd0", "U+200B", "◌\u0301"]
-    view = attnvis.head_view(replace(reading, tokens=[*odd, *reading.tokens[5:]]))
+    view = attention.head_view(replace(reading, tokens=[*odd, *reading.tokens[5:]]))
     (tmp_path / "view.html").write_text(view.frame(), encoding="utf-8")
     visit.page.goto((tmp_path / "view.html").as_uri())
     frame = visit.page.frame_locator("iframe")
