@@ -68,7 +68,7 @@ def read_run(folder: Path) -> Run:
         return Run(folder, figures, float(result["best_val_loss"]), log)
     except FileNotFoundError as error:
         raise UserError(f"no finished run in {folder} ({error.filename}): run train.py --ckpt_path {folder}") from None
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise UserError(f"the run in {folder} is damaged ({error!r}): train again") from None
 
 
