@@ -64,8 +64,8 @@ $(RUN)/samples.txt: $(RUN)/result.json
 		$(PY) sample.py --data_root $(DATA) --ckpt_path $(RUN) --start +++清平乐 > $@)
 
 ablation: $(RUN)/result.json $(RUN)_no_pos/result.json $(RUN)_no_res/result.json
-	$(call step,Comparison into docs/results.md, $(PY) -m songci.evaluate --ckpt_path $(RUN) $(RUN)_no_pos $(RUN)_no_res \
-		--samples 1000 --out docs/results.md --picture docs/ablation.png)
+	$(call step,Comparison and docs/ablation.png, $(PY) -m songci.evaluate --samples 1000 --out docs/ablation.png \
+		--ckpt_path $(RUN) $(RUN)_no_pos $(RUN)_no_res)
 
 exercise: .venv/installed
 	$(call step,The exercise for a class,$(PY) -m songci.exercise)

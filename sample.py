@@ -19,28 +19,15 @@ import sys
 import time
 from pathlib import Path
 
-from model import GPT
 from songci.cli import ArgumentParser, UserError, number, run
-from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary, check_same_vocabulary, load_vocabulary
-from songci.forms.poems import read_poems
-from songci.forms.templates import Forms, check
-from songci.forms.writer import FormRules, FormWriter
-from songci.generation import (
-    DEFAULT,
-    FORM_CONTROLS,
-    KEEP,
-    Controls,
-    Sample,
-    Text,
-    canonical_title,
-    generate,
-    new_text,
-    read_start,
-    sample_seed,
-    samples,
-)
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, check_same_vocabulary, load_vocabulary
+from songci.forms.check import check
+from songci.forms.poems import canonical_title, read_poems
+from songci.forms.templates import Forms
+from songci.forms.writer import FormRules
+from songci.generation import DEFAULT, FORM_CONTROLS, Controls, Sample, Text, generate, read_start, samples
 from songci.training.checkpoint import Trained, load_model
-from songci.training.device import choose_device
+from songci.training.device import choose_device, seed_of
 
 SEPARATOR = "-" * 15
 
@@ -61,18 +48,16 @@ def json_line(sample: Sample, prompt: str, seed: int, index: int, forms: Forms |
     return json.dumps(fields | verdict(sample.text, forms), ensure_ascii=False)
 
 
-def stream(model: GPT, vocabulary: Vocabulary, text: Text, max_new_tokens: int, **options) -> None:
-    """Prints one sample as it is made. options: those of generate()."""
+def stream(trained: Trained, text: Text, controls: Controls) -> None:
+    """Prints one sample as it is made."""
     held = ""  # line ends and title marks wait: they are not printed if the poem ends with them
-    print(vocabulary.decode(text.prompt), end="", flush=True)
-    for [token] in generate(model, [text], max_new_tokens, **options):
-        held += vocabulary.decode([token])
-        if options.get("stop_at_title") and text.at_next_title():
-            held = ""
-        elif not options.get("stop_at_title") or held.strip("\n+"):
+    print(text.start, end="", flush=True)
+    for step in generate(trained.model, [text], controls):
+        held += trained.vocabulary.decode(step.ids.tolist())
+        if not text.poem or held.strip("\n+"):
             print(held, end="", flush=True)
             held = ""
-    print(held)
+    print("" if text.at_next_title else held)
 
 
 def parse_args(args=None):
@@ -103,8 +88,6 @@ def parse_args(args=None):
     group.add_argument("--batch", type=positive, default=100, help="samples made at once; bounds the memory")
     group.add_argument("--stream", action="store_true", help="one sample after another, each character as it is made")
     group.add_argument("--format", default="text", choices=["text", "jsonl"], help="jsonl: a line of JSON a sample")
-    group.add_argument("--exact_window", action="store_true", help=EXACT_HELP)
-    group.add_argument("--keep", type=number(float, 0, below=1), default=KEEP, help=KEEP_HELP)
     args = parser.parse_args(args)
     for other, given in (("format jsonl", args.format == "jsonl"), ("best_of", args.best_of > 1)):
         if args.stream and given:
@@ -127,10 +110,6 @@ TEMPERATURE_HELP = "0: always the likeliest character; 1: the probabilities as l
 TOP_K_HELP = "choose among this many of the likeliest characters"
 TOP_P_HELP = "choose among the likeliest characters that together reach this probability; if left out, all"
 PENALTY_HELP = f"against repetition, 1: none; if left out, {FORM_CONTROLS.repetition_penalty} with --form, else 1"
-EXACT_HELP = "when the window is full, drop only its oldest character at each step; slow"
-KEEP_HELP = (
-    "share of a full window that is kept when it moves on; models of poems always keep half of it, as in training"
-)
 
 
 def load(args) -> tuple[Trained, dict[str, str]]:
@@ -147,45 +126,33 @@ def load(args) -> tuple[Trained, dict[str, str]]:
 def main() -> None:
     args = parse_args()
     trained, aliases = load(args)
-    model, vocabulary, _ = trained
     start = canonical_title(read_start(args.start), aliases)
-    vocabulary.encode(start)  # an unknown character is reported before anything else
     wanted = args.form or (args.format == "jsonl" and (Path(args.data_root) / "forms.json").is_file())
     forms = Forms.load(args.data_root) if wanted else None
-    rules = FormRules(forms, vocabulary, args.acrostic, args.rhyme) if args.form else None
-    if rules:
-        FormWriter(rules, start)  # as is a start that fits no form
-    print(f"{args.ckpt_path}: {model.num_parameters():,} parameters on {model.device}", file=sys.stderr)
+    rules = FormRules(forms, trained.vocabulary, args.acrostic, args.rhyme) if args.form else None
+    Text(trained, start, args.seed, rules=rules)  # an unknown character, or no form for it, is reported before all else
+    print(f"{args.ckpt_path}: {trained.model.num_parameters():,} parameters on {trained.model.device}", file=sys.stderr)
     usual = FORM_CONTROLS if args.form else DEFAULT
     penalty = usual.repetition_penalty if args.repetition_penalty is None else args.repetition_penalty
     controls = Controls(args.temperature, args.top_k, args.top_p, penalty)
-    window = {"keep": args.keep, "exact": args.exact_window}
+    texts = {"max_new_tokens": args.max_new_tokens, "poem": args.stop_at_poem_end, "rules": rules}
     alone = args.num_samples == args.best_of == 1 and sys.stdout.isatty()
     if args.format == "text" and (args.stream or alone):
         for i in range(args.num_samples):
             print(f"{SEPARATOR}\n" * (i > 0), end="")
-            text = new_text(trained, start, sample_seed(args.seed, i), rules, **window)
-            bound = sys.maxsize if rules else args.max_new_tokens
-            stream(model, vocabulary, text, bound, controls=controls, stop_at_title=args.stop_at_poem_end)
+            stream(trained, Text(trained, start, seed_of(args.seed, i, 0), **texts), controls)
         return
     began, tokens = time.perf_counter(), 0
-    made = samples(
-        *(trained, start, args.num_samples, args.max_new_tokens, args.seed, args.batch, controls),
-        poems=args.stop_at_poem_end,
-        rules=rules,
-        best_of=args.best_of,
-        **window,
-    )
-    for i, sample in enumerate(made):
+    ways = {"seed": args.seed, "batch": args.batch, "controls": controls, "best_of": args.best_of}
+    ways["measure"] = args.format == "jsonl"
+    for i, sample in enumerate(samples(trained, start, args.num_samples, **texts, **ways)):
         tokens += sample.tokens
         if args.format == "jsonl":
             print(json_line(sample, start, args.seed, i, forms), flush=True)
         else:
             print(f"{SEPARATOR}\n" * (i > 0) + sample.text, flush=True)
-    seconds, plural = time.perf_counter() - began, "s" * (args.num_samples > 1)
-    print(
-        f"{args.num_samples} sample{plural}, {tokens:,} characters, {tokens / seconds:,.0f} a second", file=sys.stderr
-    )
+    speed, plural = tokens / (time.perf_counter() - began), "s" * (args.num_samples > 1)
+    print(f"{args.num_samples} sample{plural}, {tokens:,} characters, {speed:,.0f} a second", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,34 +1,40 @@
 import json
 import math
+import random
 import shutil
 
+import hypothesis.strategies as st
 import matplotlib.image
-from conftest import train_tiny
+import numpy as np
+import pytest
+import torch
+from conftest import train_tiny, tuned_text
+from hostile import JSON, case, damaged, fuzz, hostile_values
+from hypothesis import example, given
 
 from songci import evaluate
 from songci.corpus.vocabulary import load_vocabulary
-from songci.forms.templates import Forms
+from songci.forms.learn import learn
+from songci.forms.poems import read_poems
+from songci.forms.scores import diversity, form_scores, han, novelty
+from songci.forms.templates import Forms, Template
+from songci.forms.writer import FormRules, FormWriter
+from songci.generation import Context
+from songci.training import runlog
+from songci.training.checkpoint import load_model
 
 
 def test_runs_are_compared_in_a_table_a_picture_and_a_poem_each(call, data_root, ckpt_path, tmp_path):
     no_pos = train_tiny(data_root, tmp_path / "no_pos", "-no_pos")
-    out = tmp_path / "results.md"
-    out.write_text("# Before\n\n<!-- ablation -->\nold\n<!-- /ablation -->\n\nAfter\n", encoding="utf-8")
-    arguments = ["--ckpt_path", ckpt_path, no_pos, "--out", out, "--start", "+++清平乐\n"]
-    arguments += ["--max_new_tokens", 20, "--samples", 0]
-    for _ in range(2):  # a second run replaces what the first has written
-        status, printed, _ = call(evaluate, *arguments)
-        text = out.read_text(encoding="utf-8")
-        assert status == 0 and printed.strip() in text
-        assert text.startswith("# Before\n") and text.endswith("\nAfter\n") and "old" not in text
-        assert text.count("<!-- ablation -->") == 1
+    arguments = ["--ckpt_path", ckpt_path, no_pos, "--out", tmp_path / "curves.png", "--start", "+++清平乐\n"]
+    status, text, _ = call(evaluate, *arguments, "--max_new_tokens", 20, "--samples", 0)
+    assert status == 0
     for folder in (ckpt_path, no_pos):
         result = json.loads((folder / "result.json").read_text())
         [line] = [line for line in text.splitlines() if line.startswith(f"| {folder.name} |")]
         assert f" {result['best_val_loss']:.3f} " in line and f" {result['final_perplexity']:.1f} " in line
         assert f"`{folder.name}`:\n\n```\n+++清平乐" in text
-    assert "![loss and perplexity" in text
-    assert matplotlib.image.imread(tmp_path / "results.png").std() > 0.1
+    assert matplotlib.image.imread(tmp_path / "curves.png").std() > 0.1
 
 
 def test_a_run_that_is_not_finished_or_damaged_is_said(assert_user_error, ckpt_path, tmp_path):
@@ -46,53 +52,190 @@ def test_runs_of_one_name_are_told_apart(call, ckpt_path, tmp_path):
     assert f"| {ckpt_path} |" in printed and f"| {other} |" in printed
 
 
-def test_outputs_that_cannot_be_written_are_said(assert_user_error, ckpt_path, tmp_path):
-    (tmp_path / "latin.md").write_bytes(b"caf\xe9")
+def test_what_cannot_be_written_or_does_not_belong_together_is_said(
+    assert_user_error, data_root, ckpt_path, tuned_root, tmp_path
+):
+    without = shutil.copytree(data_root, tmp_path / "without")
+    (without / "forms.json").unlink()
     for flags, words in (
-        (["--picture", tmp_path / "p.xyz"], "must end in .png"),
-        (["--out", tmp_path], "is a folder"),
-        (["--out", tmp_path / "r.json"], "such as r.md"),
-        (["--out", tmp_path / "none" / "r.md"], "no folder"),
-        (["--picture", tmp_path / "none" / "p.png"], "no folder"),
-        (["--out", tmp_path / "latin.md", "--max_new_tokens", 0, "--samples", 0], "not UTF-8 text"),
+        (["--out", tmp_path / "p.xyz"], "must end in .json, .png"),
+        (["--out", tmp_path], "must end in"),
+        (["--out", tmp_path / "none" / "r.json"], "no folder"),
+        (["--out", tmp_path / "none" / "p.png"], "no folder"),
+        (["--out", tmp_path / "r.json", "--samples", 0], "no scores with --samples 0"),
         (["--start", ""], "--start is empty"),
+        (["--data_root", tmp_path / "none"], "no data folder"),
+        (["--data_root", tuned_root], "was trained on another vocabulary"),
+        (["--data_root", without], "no forms.json"),
     ):
         assert_user_error(evaluate, "--ckpt_path", ckpt_path, *flags, words=[words])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["latin.md", "latin.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["without"]
 
 
 def test_poems_by_people_and_by_the_model_are_scored_side_by_side(call, tuned_root, tuned_ckpt, tmp_path):
-    out = tmp_path / "r.md"
-    out.write_text("<!-- scores -->\nold\n<!-- /scores -->\nAfter\n", encoding="utf-8")
-    arguments = ["--ckpt_path", tuned_ckpt, "--data_root", tuned_root, "--samples", 30, "--out", out]
+    out = [tmp_path / "scores.json", tmp_path / "curves.svg"]
+    arguments = ["--ckpt_path", tuned_ckpt, "--data_root", tuned_root, "--samples", 30, "--out", *out]
     status, printed, _ = call(evaluate, *arguments)
-    scores = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
-    assert status == 0 and list(scores) == ["human", "tuned, free", "tuned, form"]
+    scores = json.loads(out[0].read_text(encoding="utf-8"))
+    assert status == 0 and list(scores) == ["human", "tuned, free", "tuned, form"] and out[1].is_file()
     assert scores["human"]["in form and rhyme"] == scores["tuned, form"]["in form and rhyme"] == 1
     assert scores["tuned, free"]["in form"] < 1
     price = scores["tuned, form"]["price of the form, nats a token"]
     kept = scores["tuned, form"]["probability that the form kept"]
-    assert (
-        0 < price < math.log(len(load_vocabulary(tuned_root))) and math.exp(-price) / 2 < kept < 1
-    )  # nearly untrained
+    assert 0 < price < math.log(len(load_vocabulary(tuned_root))) and math.exp(-price) / 2 < kept < 1
     result = json.loads((tuned_ckpt / "result.json").read_text(encoding="utf-8"))
     assert scores["tuned, free"]["perplexity, a token"] == result["best_perplexity"]
     assert scores["tuned, free"]["perplexity, a Han character"] > result["best_perplexity"]
-    text = out.read_text(encoding="utf-8")
-    assert (
-        "old" not in text and "After" in text and "| in form | 100.0% |" in text and "| in form | 100.0% |" in printed
-    )
+    assert "| in form | 100.0% |" in printed
+
+
+@torch.inference_mode()
+def test_the_price_of_a_form_is_exact(tuned_root, tuned_ckpt):
+    """Against the model's own softmax over the whole vocabulary, recomputed for each step of a poem."""
+    trained = load_model(tuned_ckpt)
+    rules, start = FormRules(Forms.load(tuned_root), trained.vocabulary), "+++清平乐\n"
+    [_, body], [_, kept] = evaluate.write_poems(trained, ["如梦令", "清平乐"], 1, rules)
+    form, context = FormWriter(rules, start), Context(16, trained.title, trained.vocabulary.encode(start).tolist())
+    expected = []
+    for token in trained.vocabulary.encode(body).tolist():
+        log_probs = torch.log_softmax(trained.model(torch.tensor([context.ids]))[0][0, -1], dim=-1)
+        expected.append(log_probs[form.allowed()].logsumexp(-1).item())
+        form.append(token)
+        context.append(token)
+    assert form.done and kept == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_poems_by_people_are_drawn_by_the_seed(tuned_root):
-    forms = Forms.load(tuned_root)
-    drawn = [evaluate.held_out_poems(tuned_root, forms, 5, seed)[0] for seed in (1, 1, 2)]
+    forms, text = Forms.load(tuned_root), (tuned_root / "input.txt").read_text(encoding="utf-8")
+    drawn = [evaluate.held_out_poems(text, forms, 5, seed)[0] for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
-    many, _ = evaluate.held_out_poems(tuned_root, forms, 100, 1)
+    many, _ = evaluate.held_out_poems(text, forms, 100, 1)
     assert len(many) == 100 and many[:5] == drawn[0]  # over again if there are too few
 
 
-def test_scores_need_forms(assert_user_error, ckpt_path, tmp_path):
-    assert_user_error(
-        evaluate, "--ckpt_path", ckpt_path, "--data_root", tmp_path, words=["no forms.json", "prepare.py"]
+# --- scores -----------------------------------------------------------------------------------------------------------
+
+FORMS = Forms({"小令": [Template(((2, "。"), (1, "，"), (2, "。")), 2, "aa")]}, {"东": 0, "红": 0, "月": 1})
+
+
+def scores_of(*bodies: str) -> dict[str, float]:
+    return form_scores([("小令", body) for body in bodies], FORMS)
+
+
+def test_human_poems_of_the_corpus_itself_score_full_marks():
+    poems = list(read_poems(tuned_text(100).splitlines(keepends=True)))
+    assert set(form_scores(poems, learn(poems)).values()) == {1.0}
+
+
+def test_each_score_is_by_its_definition():
+    assert scores_of("一东。二，三红。")["format F1"] == 1
+    short = scores_of("一东。")  # ends early
+    assert (short["in form"], short["format precision"], short["format recall"]) == (0, 1, pytest.approx(1 / 3))
+    assert short["format F1"] == pytest.approx(0.5)
+    long = scores_of("一东。二，三红。四。")
+    assert (long["in form"], long["format precision"], long["format recall"]) == (0, pytest.approx(3 / 4), 1)
+    assert scores_of("")["format F1"] == 0 == scores_of("")["in form"]
+    mixed = scores_of("一东。二，三红。", "一东。二，三月。", "一东。二，三东。")
+    assert (
+        mixed["in form"] == 1 and mixed["rhyming pairs"] == 1 / 2 and mixed["in form and rhyme"] == pytest.approx(2 / 3)
     )
+
+
+def test_distinct_counts_different_ngrams_of_han_characters():
+    poems = [("", "春春，春夏。"), ("", "春夏。秋")]
+    scores = diversity(poems)
+    assert scores["distinct-1 per poem"] == pytest.approx((2 / 4 + 1) / 2)
+    assert scores["distinct-1 pooled"] == pytest.approx(3 / 7)
+    assert scores["distinct-2 per poem"] == pytest.approx((2 / 3 + 1) / 2)
+    assert scores["distinct-2 pooled"] == pytest.approx(3 / 5)
+    assert han("a春，𠀀。1□") == "春𠀀"
+
+
+def naive(poems: list[str], training: list[str]) -> dict[str, float]:
+    """The same by sets of strings."""
+    source = {n: {t[i : i + n] for t in training for i in range(len(t) - n + 1)} for n in range(1, 60)}
+    runs = [
+        max((n for n in source if any(p[i : i + n] in source[n] for i in range(len(p) - n + 1))), default=0)
+        for p in poems
+    ]
+    result = {"longest run copied, median": np.median(runs), "longest run copied, maximum": max(runs)}
+    for n in range(3, 8):
+        grams = [p[i : i + n] for p in poems for i in range(len(p) - n + 1)]
+        result[f"new {n}-grams"] = sum(gram not in source[n] for gram in grams) / len(grams)
+    return result
+
+
+def test_novelty_is_that_of_sets_of_strings():
+    rng = random.Random(0)
+    han_chars = "春夏秋冬梅兰"
+    training = ["".join(rng.choices(han_chars, k=rng.randint(5, 50))) for _ in range(60)]
+    poems = ["".join(rng.choices(han_chars, k=40)) for _ in range(20)]
+    poems[3] = training[0][:5] + "竹" + training[1]  # copied whole
+    poems[4] = "菊" * 10  # nothing copied
+    sets = {"a": [("", p) for p in poems[:10]], "b": [("", p) for p in poems[10:]], "none": [("", "菊" * 8)]}
+    found = novelty(sets, [("", "，".join([t[:3], t[3:]])) for t in training])
+    for name, part in (("a", poems[:10]), ("b", poems[10:])):
+        for key, value in naive(part, training).items():
+            assert found[name][key] == pytest.approx(value), (name, key)
+    assert found["none"]["longest run copied, maximum"] == 0 and found["none"]["new 3-grams"] == 1
+
+
+def test_a_copied_clause_is_a_whole_one_of_seven_or_more():
+    training = [("", "春夏秋冬春夏秋，春夏秋冬春夏。")]
+    poems = ["一，春夏秋冬春夏秋。", "春夏秋冬春夏。", "一春夏秋冬春夏秋。", "春夏秋、冬春夏秋。", "春夏秋冬□春夏秋。"]
+    shares = [novelty({"x": [("", p)]}, training)["x"]["with a copied clause of 7 or more"] for p in poems]
+    assert shares == [1, 0, 0, 1, 1]
+
+
+# --- any files of a run -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_run(tuned_ckpt, file):
+    """result.json and log.csv of a good run, to be damaged."""
+    for name in ("result.json", "log.csv"):
+        copy = file(name, (tuned_ckpt / name).read_bytes())
+    return copy.parent
+
+
+def use_run(folder, picture=None) -> None:
+    found = evaluate.read_run(folder)
+    evaluate.runs_table({"run": found})
+    if picture:
+        runlog.plot_curves({"run": found.log}, picture)
+
+
+CSV = st.text(st.sampled_from('iter,lr,train_loss\n\r"0123456789.e-+nainf\0é'), max_size=200)
+
+
+@pytest.mark.slow
+@fuzz(150)
+@given(
+    st.one_of(st.binary(), JSON),
+    st.one_of(st.binary(), CSV, CSV.map(lambda rows: ",".join(runlog.LOG_FIELDS) + "\n" + rows)),
+)
+@example('{"best_val_loss": ' + "9" * 400 + "}", "")
+def test_any_result_and_any_log_are_read_or_said(own_run, file, tuned_ckpt, result, log):
+    file("result.json", result)
+    case("result.json", use_run, own_run)
+    file("result.json", (tuned_ckpt / "result.json").read_bytes())
+    file("log.csv", log)
+    case("log.csv", use_run, own_run)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:overflow")  # in matplotlib, of 1e308
+def test_a_damaged_log_that_can_be_read_can_be_drawn(own_run, file, tmp_path):
+    rng, good = random.Random(9), (own_run / "log.csv").read_text()
+    header, *rows = good.splitlines()
+    for i in range(150):
+        file("log.csv", damaged(good.encode(), rng))
+        case("log.csv", use_run, own_run, tmp_path / "curves.png" if i % 20 == 0 else None)
+    for number in ("nan", "inf", "-inf", "1e308", "-1e308", "-1", "0", "1e-320", "9" * 400, "1_0", "１"):
+        cells = [number if rng.random() < 0.7 else cell for cell in rows[0].split(",")]
+        file("log.csv", "\n".join([header, ",".join(cells), *rows]))
+        case("log.csv", use_run, own_run, tmp_path / "curves.png")
+    file("log.csv", good)
+    for changed in hostile_values(json.loads((own_run / "result.json").read_bytes()), seed=8, count=150):
+        file("result.json", json.dumps(changed))
+        case("result.json", use_run, own_run)

@@ -1,11 +1,26 @@
 import dataclasses
-import math
 
 import pytest
 import torch
 from test_model import SIZES, make
 
-from songci.generation import Context, Controls, KVCache, Text, generate, largest, next_logits, sample_next
+from songci.corpus.vocabulary import Vocabulary
+from songci.forms.templates import Forms
+from songci.forms.writer import FormRules, FormWriter
+from songci.generation import (
+    Context,
+    Controls,
+    KVCache,
+    Text,
+    finished,
+    generate,
+    largest,
+    next_logits,
+    sample_next,
+    samples,
+)
+from songci.training.checkpoint import Trained, load_model
+from songci.training.device import seed_of
 
 TITLE = (0, 1, 1, 1)
 MODELS = [
@@ -18,11 +33,19 @@ MODELS = [
 GREEDY = Controls(temperature=0)
 
 
-def written(model, prompts, steps, controls=GREEDY, seeds=None, title=(), **window) -> list[list[int]]:
+def texts_of(model, prompts, steps, seeds=None, title=(), **options) -> list[Text]:
+    vocabulary = Vocabulary("\n+" + "".join(map(chr, range(0x4E00, 0x4E00 + model.config.vocab_size - 2))))
+    trained = Trained(model, vocabulary, title)
     seeds = seeds or range(len(prompts))
-    size = model.config.max_seq_len
-    texts = [Text(size, title, prompt, seed, **window) for prompt, seed in zip(prompts, seeds, strict=True)]
-    assert len(list(generate(model, texts, steps, controls))) == steps
+    return [
+        Text(trained, vocabulary.decode(prompt), seed, steps, **options)
+        for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
+
+
+def written(model, prompts, steps, controls=GREEDY, seeds=None, title=()) -> list[list[int]]:
+    texts = texts_of(model, prompts, steps, seeds, title)
+    assert len(list(generate(model, texts, controls))) == steps
     return [text.new for text in texts]
 
 
@@ -55,45 +78,22 @@ def continued(model, ids: list[int], steps: int, window) -> list[int]:
     return new
 
 
-def moved_on(ids: list[int], size: int, kept: int) -> list[int]:
-    """A window that grows to `size` tokens, and of which `kept` stay when one more comes."""
-    window = []
-    for token in ids:
-        window = [*(window if len(window) < size else window[size - kept :]), token]
-    return window
-
-
 @pytest.mark.parametrize("config", MODELS[:4])
-@pytest.mark.parametrize("keep", [0.0, 0.25, 0.5, 0.99])
-def test_greedy_text_past_the_window_is_what_the_definition_gives(config, keep):
+@pytest.mark.parametrize("title", [(), TITLE])
+def test_greedy_text_past_the_window_is_what_the_definition_gives(config, title):
+    """Of a full window, half is kept; with titles, it begins at the newest one."""
     model, size = make(config), config.max_seq_len
-    prompts = [[3, 4, 5], [7] * 9, list(range(size + 10))]
-    kept = min(max(1, math.ceil(keep * size)), size - 1)
-    for prompt, new in zip(prompts, written(model, prompts, 60, keep=keep), strict=True):
-        assert new == continued(model, prompt, 60, lambda ids: moved_on(ids, size, kept))
-
-
-def test_the_exact_window_is_the_newest_tokens_at_every_step():
-    model = make(SIZES[0])
-    prompts = [[3, 4, 5], list(range(30))]
-    for prompt, new in zip(prompts, written(model, prompts, 40, exact=True), strict=True):
-        assert new == continued(model, prompt, 40, lambda ids: ids[-16:])
-
-
-def test_poems_are_seen_in_the_windows_of_training():
-    """From the newest title mark; past the window, the older half is dropped again and again."""
-    model = make(SIZES[0])
 
     def window(ids):
         starts = [i for i in range(len(ids) - 2) if ids[i : i + 3] == [1, 1, 1] and (i == 0 or ids[i - 1] == 0)]
-        ids = ids[starts[-1] :] if starts else ids
-        while len(ids) > 16:
-            ids = ids[8:]
+        ids = ids[starts[-1] :] if starts and title else ids
+        while len(ids) > size:
+            ids = ids[size // 2 :]
         return ids
 
-    prompts = [[1, 1, 1, 7, 8, 0], [9, 8, 7], [5, 0, 0, 1, 1, 1, 9], [1, 1, 1, *range(2, 40)]]
-    for prompt, new in zip(prompts, written(model, prompts, 40, title=TITLE), strict=True):
-        assert new == continued(model, prompt, 40, window)
+    prompts = [[3, 4, 5], [7] * 9, [1, 1, 1, 7, 8, 0], [5, 0, 0, 1, 1, 1, 9], [1, 1, 1, *range(2, size + 20)]]
+    for prompt, new in zip(prompts, written(model, prompts, 60, title=title), strict=True):
+        assert new == continued(model, prompt, 60, window)
 
 
 def test_a_new_title_begins_a_new_window():
@@ -121,31 +121,57 @@ def test_a_text_does_not_depend_on_the_texts_beside_it():
     assert together == alone and len({tuple(new) for new in together}) == 4
 
 
-def test_generation_stops_at_the_next_title_and_goes_on_with_the_others(monkeypatch):
+def test_a_text_stops_at_the_next_title_and_the_others_go_on(monkeypatch):
     """With tokens dictated in the place of sampled ones."""
     model = make(SIZES[0])
     dictated = [[1, 1, 1, 5, 0, 1, 1, 1, 9, 9], [7, 0, 1, 1, 1, 9, 9, 9, 9, 9], [4] * 10]
-    texts = [Text(model.config.max_seq_len, TITLE, prompt, 0) for prompt in ([0], [1, 1, 1], [1, 1, 1])]
+    texts = texts_of(model, ([0], [1, 1, 1], [1, 1, 1]), 10, title=TITLE, poem=True)
 
     def dictate(logits, uniform, controls, seen):
-        rows = [row for row, text in enumerate(texts) if not text.done]
-        return torch.tensor([dictated[row][len(texts[row].new)] for row in rows])
+        return torch.tensor(
+            [tokens[len(text.new)] for tokens, text in zip(dictated, texts, strict=True) if not text.done]
+        )
 
     monkeypatch.setattr("songci.generation.sample_next", dictate)
-    steps = list(generate(model, texts, 10, stop_at_title=True))
+    steps = list(generate(model, texts))
     assert [text.new for text in texts] == [dictated[0][:8], dictated[1][:5], dictated[2]]
-    assert [text.done for text in texts] == [True, True, False]
-    assert steps[7] == [1, None, 4] and steps[9] == [None, None, 4]
+    assert [len(step.texts) for step in steps] == [3] * 5 + [2] * 3 + [1] * 2 and steps[6].texts == texts[::2]
+    assert [str(text) for text in texts] == ["\n+++七\n", "+++丅\n", "+++" + "丂" * 10]
 
 
-def test_the_log_likelihood_is_that_of_the_model():
-    model = make(SIZES[1])
-    text = Text(model.config.max_seq_len, (), [3, 4], 5)
-    list(generate(model, [text], 15, Controls(0.7, 10)))
-    with torch.no_grad():
-        log_probs = torch.log_softmax(model(torch.tensor([[3, 4, *text.new]]))[0][0], -1)
-    expected = sum(log_probs[1 + i, token].item() for i, token in enumerate(text.new))
-    assert abs(text.log_likelihood - expected) < 1e-3
+@torch.inference_mode()
+def test_likelihoods_and_what_a_form_allows_are_exact(tuned_root, tuned_ckpt):
+    """Against the model's own softmax over the whole vocabulary, recomputed for each step of a poem."""
+    trained = load_model(tuned_ckpt)
+    model, vocabulary, title = trained
+    rules, start = FormRules(Forms.load(tuned_root), vocabulary), "+++清平乐\n"
+    [sample] = samples(trained, start, 1, 0, seed=3, rules=rules, measure=True)
+    form, context = FormWriter(rules, start), Context(16, title, vocabulary.encode(start).tolist())
+    chosen, free, text = [], [], Text(trained, start, seed_of(3, 0, 0), rules=rules)
+    for step in generate(model, [text]):
+        log_probs = torch.log_softmax(model(torch.tensor([context.ids]))[0][0, -1], dim=-1)
+        torch.testing.assert_close(step.logits[0].log_softmax(-1), log_probs, atol=1e-4, rtol=0)
+        assert step.allowed[0].equal(form.allowed()) and step.allowed[0, step.ids[0]]
+        chosen.append(log_probs[step.ids[0]].item())
+        free += chosen[-1:] if form.allowed().sum() > 1 else []
+        form.append(text.new[-1])
+        context.append(text.new[-1])
+    assert form.done and str(text) == sample.text and sample.tokens == len(chosen) > 16 and 0 < len(free) < len(chosen)
+    assert sample.mean_log_likelihood == pytest.approx(sum(chosen) / len(chosen), abs=1e-4)
+    assert sample.free_log_likelihood == pytest.approx(sum(free) / len(free), abs=1e-4)
+
+
+def test_the_best_of_several_is_the_likeliest_of_what_was_free(tuned_root, tuned_ckpt):
+    trained = load_model(tuned_ckpt)
+    rules = FormRules(Forms.load(tuned_root), trained.vocabulary)
+    tries = []
+    for i in range(3):
+        texts = [Text(trained, "\n", seed_of(1, i, attempt), rules=rules) for attempt in range(5)]
+        tries.append(finished(trained.model, texts, Controls(), measure=True))
+        assert len({sample.text for sample in tries[-1]}) == 5
+    best = [max(group, key=lambda sample: sample.free_log_likelihood).text for group in tries]
+    for batch in (4, 100):
+        assert [s.text for s in samples(trained, "\n", 3, 0, rules=rules, best_of=5, batch=batch)] == best
 
 
 LOGITS = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()

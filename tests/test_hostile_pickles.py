@@ -18,7 +18,7 @@ import prepare
 from songci import cli, evaluate
 from songci.corpus import quansongci
 from songci.corpus.vocabulary import Vocabulary, load_dataset
-from songci.forms import templates as forms
+from songci.forms.templates import Forms
 from songci.generation import read_start, samples
 from songci.training.checkpoint import load_checkpoint, load_model
 
@@ -121,7 +121,7 @@ def test_no_code_is_run_from_any_other_file(tmp_path, tuned_root, tuned_ckpt, ma
     readers = {
         data / "train.bin": lambda path: load_dataset(data),
         data / "val.bin": lambda path: load_dataset(data),
-        data / "forms.json": lambda path: forms.Forms.load(data),
+        data / "forms.json": lambda path: Forms.load(data),
         run / "result.json": lambda path: evaluate.read_run(run),
         run / "log.csv": lambda path: evaluate.read_run(run),
         run / "prompt.txt": lambda path: read_start(f"FILE:{path}"),

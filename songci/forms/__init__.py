@@ -1,1 +1,1 @@
-"""What a ci is: reading poems, the forms of tunes, learning and checking them, holding sampling to them."""
+"""What a ci is: reading poems, the templates of tunes, learning them, checking poems, holding sampling to them."""

@@ -1,4 +1,4 @@
-"""Learns the forms of forms.py from a corpus: the patterns of each tune, rhyme classes, and which clauses rhyme."""
+"""Learns the forms of tunes from a corpus: the patterns of each tune, rhyme classes, and which clauses rhyme."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable

@@ -1,6 +1,7 @@
 """Reads poems: title lines, and the clauses of a text with the marks that end them."""
 
 import re
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -57,6 +58,18 @@ def pattern(clauses: list[Clause]) -> tuple[tuple[int, str], ...]:
 def tune_of(title: str) -> str:
     """The tune in a title line, with or without +++: "+++清平乐（春）" → "清平乐"."""
     return re.split(r"[（(]", title.strip().removeprefix("+++"), maxsplit=1)[0].strip()
+
+
+def canonical_title(start: str, aliases: dict[str, str]) -> str:
+    """Replaces another name of a tune in a title line by the one that the corpus uses, and says so on stderr.
+
+    aliases: {other name: the corpus's}.
+    """
+    match = re.match(r"\+\+\+([^\n（(]+)", start)
+    if match is None or match[1] not in aliases:
+        return start
+    print(f"{match[1]} is another name of {aliases[match[1]]}, which the corpus uses", file=sys.stderr)
+    return f"+++{aliases[match[1]]}{start[match.end() :]}"
 
 
 def read_poems(lines: Iterable[str]) -> Iterator[tuple[str, str]]:

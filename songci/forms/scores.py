@@ -7,8 +7,9 @@ from collections import Counter
 
 import numpy as np
 
+from songci.forms.check import Check, check, rhyme_pairs
 from songci.forms.poems import pattern, read_clauses
-from songci.forms.templates import Check, Forms, check, rhyme_pairs
+from songci.forms.templates import Forms
 
 Poem = tuple[str, str]
 NOVELTY_SIZES = range(3, 8)

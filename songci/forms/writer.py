@@ -1,4 +1,4 @@
-"""Holds sampling to the forms of forms.py: at each step, the tokens with which a poem can still keep one of them.
+"""Holds sampling to the forms of tunes: at each step, the tokens with which a poem can still keep one of them.
 
 What has been written leaves some templates of the tune possible, each with the rhyme classes that its groups have by
 now; the model chooses among the characters and marks that one of these allows. A template that a choice rules out is
@@ -109,7 +109,7 @@ class FormRules:
 
 
 class FormWriter:
-    """A poem under way that keeps a form: a generation.Constraint. `done`: it is complete."""
+    """A poem under way that keeps a form: for generation.generate(). `done`: it is complete."""
 
     def __init__(self, rules: FormRules, start: str):
         """start: its beginning, of any length, the title line first. Raises UserError if that fits no form."""
