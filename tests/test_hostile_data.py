@@ -27,6 +27,7 @@ from hostile import (
     replaced,
 )
 from hypothesis import example, given
+from songci.training.resume import resume
 
 import prepare
 import train
@@ -38,7 +39,6 @@ from songci.forms.poems import canonical_title
 from songci.forms.templates import Forms
 from songci.generation import Text, generate
 from songci.training.checkpoint import Trained, load_checkpoint
-from songci.training.resume import resume
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
 
