@@ -1,5 +1,6 @@
 # make demo      everything once: environment, corpus, training, poems, the HMM exercise
-# make test      the tests            make lint      formatter and linter
+# make test      the tests, in two minutes; make test-slow the rest of them, make test-all both
+# make lint      formatter and linter
 # make ablation  the handout's experiment: no positions, no residual connections
 # make exercise  for teachers: model.py with the handout's steps left out, and the tests that grade it
 #
@@ -18,7 +19,7 @@ step = @echo "== $(1)"; start=$$(date +%s); { $(2); } && echo "   took $$(( $$(d
 has_torch = $(1) -c 'import re, importlib.metadata as m, sys; \
 	sys.exit([int(n) for n in re.findall(r"\d+", m.version("torch"))[:2]] < [2, 9])' 2>/dev/null
 
-.PHONY: demo test lint ablation exercise clean
+.PHONY: demo test test-slow test-all lint ablation exercise clean
 .DELETE_ON_ERROR:
 
 demo: $(RUN)/samples.txt .venv/installed
@@ -71,15 +72,22 @@ exercise: .venv/installed
 
 # All that the tests write stays in this folder, the caches of matplotlib and Jupyter too.
 TMP := $(CURDIR)/.tmp
+pytest = mkdir -p $(TMP) && TMPDIR=$(TMP) MPLCONFIGDIR=$(TMP)/matplotlib IPYTHONDIR=$(TMP)/ipython \
+	JUPYTER_DATA_DIR=$(TMP)/jupyter JUPYTER_RUNTIME_DIR=$(TMP)/jupyter/runtime \
+	$(PY) -m pytest -m "$(1)" -n auto --maxprocesses 4 --dist loadfile
+
 test: .venv/installed-dev
-	@mkdir -p $(TMP)
-	$(call step,Tests,TMPDIR=$(TMP) MPLCONFIGDIR=$(TMP)/matplotlib IPYTHONDIR=$(TMP)/ipython \
-		JUPYTER_DATA_DIR=$(TMP)/jupyter JUPYTER_RUNTIME_DIR=$(TMP)/jupyter/runtime \
-		$(PY) -m pytest -n auto --maxprocesses 4 --dist loadfile)
+	$(call step,Tests,$(call pytest,not slow))
+
+test-slow: .venv/installed-dev
+	$(call step,Slow tests,$(call pytest,slow))
+
+test-all: test test-slow
 
 lint: .venv/installed-dev
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 
 clean:
-	rm -rf .venv .tmp __pycache__ tests/__pycache__ .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	rm -rf .venv .tmp .pytest_cache .ruff_cache .hypothesis
