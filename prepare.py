@@ -13,7 +13,6 @@ or from GitHub and cleaned.
 """
 
 import contextlib
-import glob
 import hashlib
 import pickle
 from pathlib import Path
@@ -21,10 +20,19 @@ from typing import BinaryIO
 
 from songci.cli import ArgumentParser, UserError, atomic_write, run
 from songci.corpus import quansongci
-from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary, blocks, distinct, existing_folder, read_corpus
+from songci.corpus.vocabulary import (
+    DEFAULT_DATA_ROOT,
+    Vocabulary,
+    blocks,
+    distinct,
+    existing_folder,
+    read_corpus,
+    read_meta,
+)
 from songci.forms.learn import learn
 from songci.forms.poems import read_poems
 
+FILES = ("meta.pkl", "train.bin", "val.bin")
 MAX_FORM_CHARACTERS = 4 * 10**6  # at the start of the training split, to learn forms from: twice 全宋词, two seconds
 
 
@@ -41,7 +49,7 @@ def prepare(data_root: str | Path, source_url: str = quansongci.GITHUB_URL) -> t
 
     # create a mapping from characters to integers
     stoi = {ch: i for i, ch in enumerate(chars)}
-    itos = dict(enumerate(chars))
+    itos = {i: ch for i, ch in enumerate(chars)}  # noqa: C416
 
     # create the train and test splits
     n = len(data)
@@ -51,24 +59,25 @@ def prepare(data_root: str | Path, source_url: str = quansongci.GITHUB_URL) -> t
     if min(len(train_data), len(val_data)) < 2:
         raise UserError(f"{folder / 'input.txt'} has {n} characters, too few to split into training and validation")
     lengths = [len(train_data), len(val_data)]
-    meta = {"vocab_size": vocab_size, "stoi": stoi, "itos": itos, "aliases": aliases}
-    meta |= {"lengths": lengths, "sha256": sha256}
+    meta = {"vocab_size": vocab_size, "stoi": stoi, "itos": itos}
+    meta |= {"aliases": aliases, "lengths": lengths, "sha256": sha256}
     vocabulary = Vocabulary("".join(chars), aliases)
     # What was learned from a poem that the cut goes through would be wrong: the last one is left out.
     forms = learn(list(read_poems(train_data[:MAX_FORM_CHARACTERS].splitlines(keepends=True)))[:-1])
 
-    clear_away_half_written(folder)
+    for name in ("input.txt", *FILES, "forms.json"):
+        for left in folder.glob(f".{name}.*"):  # by atomic_write() in a run that was killed
+            left.unlink(missing_ok=True)
     with contextlib.ExitStack() as files:
         # They take their names when all are written, in reverse order: meta.pkl after all that it tells of. Only a
         # text that was fetched comes later, for its aliases are in meta.pkl alone.
-        names = ["meta.pkl", "train.bin", "val.bin"]
         if not (folder / "input.txt").exists():
             files.enter_context(atomic_write(folder / "input.txt")).write(data.encode())
-        meta_file, train_file, val_file = (files.enter_context(atomic_write(folder / name)) for name in names)
+        meta_file, train_file, val_file = (files.enter_context(atomic_write(folder / name)) for name in FILES)
         meta_file.write(pickle.dumps(meta, protocol=4))
+        meta_file.flush()  # a full disk is found before any file has its name
         write_tokens(train_file, train_data, vocabulary)
         write_tokens(val_file, val_data, vocabulary)
-        meta_file.flush()  # so that a full disk is found before anything has its name
         forms.save(folder / "forms.json")
     return vocabulary, *lengths
 
@@ -82,7 +91,7 @@ def find_text(folder: Path, source_url: str) -> tuple[str, str, dict[str, str], 
     if (folder / "input.txt").exists():
         aliases = {}
         with contextlib.suppress(UserError, FileNotFoundError):  # a damaged one is about to be replaced
-            aliases = Vocabulary.load(folder / "meta.pkl").aliases  # input.txt does not hold them
+            aliases = read_meta(folder / "meta.pkl")[0].aliases  # input.txt does not hold them
         return *read_corpus(folder / "input.txt"), aliases, folder
     if not default:
         raise UserError(f"no input.txt in {folder}: put the text to learn there, in UTF-8")
@@ -98,13 +107,6 @@ def write_tokens(file: BinaryIO, text: str, vocabulary: Vocabulary) -> None:
     for block in blocks(text):
         file.write(vocabulary.encode(block))
     file.flush()
-
-
-def clear_away_half_written(folder: Path) -> None:
-    """Removes what a run that was killed has left: the temporary files of atomic_write()."""
-    for name in ("input.txt", "meta.pkl", "train.bin", "val.bin", "forms.json"):
-        for path in folder.glob(f".{glob.escape(name)}.*"):
-            path.unlink(missing_ok=True)
 
 
 def parse_args(args=None):

@@ -56,7 +56,7 @@ def obtain(folder: Path, github_url: str = GITHUB_URL) -> list[dict]:
         except ValueError as error:
             raise UserError(f"the ci.song.*.json files in {folder}: {error}; remove or replace them") from None
     failures = []
-    for source, fetch in (("npm", _from_npm), ("GitHub", lambda: _from_github(github_url))):
+    for source, fetch in (("npm", from_npm), ("GitHub", lambda: _from_github(github_url))):
         try:
             return _verified(fetch())
         except FETCH_ERRORS as error:
@@ -77,7 +77,7 @@ def _verified(contents: list[bytes]) -> list[dict]:
     return [item for content in contents for item in json.loads(content)]
 
 
-def _from_npm() -> list[bytes]:
+def from_npm() -> list[bytes]:
     """The files out of the npm package, fetched by the user's own npm and so from the user's own registry."""
     npm = shutil.which("npm")
     if npm is None:

@@ -54,11 +54,6 @@ class Vocabulary:
         """Token ids → text, the inverse of encode()."""
         return "".join(self.chars[i] for i in ids)
 
-    @classmethod
-    def load(cls, path: Path) -> "Vocabulary":
-        """The vocabulary in meta.pkl. Raises UserError if the file is damaged."""
-        return read_meta(path)[0]
-
 
 class _PlainUnpickler(pickle.Unpickler):
     """Reads containers, strings and numbers; a pickle that names any class or function is refused."""
@@ -131,18 +126,14 @@ def load_dataset(data_root: str | Path) -> tuple[Vocabulary, np.ndarray, np.ndar
     """
     vocabulary = load_vocabulary(data_root)
     splits = []
-    for name in ("train.bin", "val.bin"):
-        path = Path(data_root) / name
+    for path in (Path(data_root) / "train.bin", Path(data_root) / "val.bin"):
         size = path.stat().st_size if path.is_file() else 0
         if size < 2 * vocabulary.dtype.itemsize or size % vocabulary.dtype.itemsize:
-            raise UserError(f"{path} is missing or truncated: run prepare.py --data_root {data_root}")
-        ids = np.memmap(path, dtype=vocabulary.dtype, mode="r")
-        if ids.max() >= len(vocabulary):
-            raise UserError(
-                f"{path} has the id {ids.max()}, outside the vocabulary of {len(vocabulary)} characters in meta.pkl: "
-                f"run prepare.py --data_root {data_root}"
-            )
-        splits.append(ids)
+            raise UserError(f"{path} is missing or truncated: run prepare.py --data_root {data_root} again")
+        splits.append(np.memmap(path, dtype=vocabulary.dtype, mode="r"))
+        if (largest := splits[-1].max()) >= len(vocabulary):
+            message = f"{path} has the id {largest}, outside the vocabulary of {len(vocabulary)} characters in meta.pkl"
+            raise UserError(f"{message}: run prepare.py --data_root {data_root} again")
     return vocabulary, *splits
 
 
