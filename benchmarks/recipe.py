@@ -24,7 +24,7 @@ from training import first_64
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from songci.corpus import windows
-from songci.corpus.windows import IGNORE, PoemWindows, poem_starts, title_ids
+from songci.corpus.windows import IGNORE, ScoredWindows, poem_starts, title_ids
 from songci.training.measure import poem_loss, stream_loss
 
 CHANGES = {  # name: (flags of train.py, changes of what has no flag)
@@ -89,8 +89,8 @@ def one(name: str, seed: int, args) -> dict:
     for _ in range(args.iters):
         trainer.step()
     model = trainer.result_model
-    poems = PoemWindows.of(val, title, 64)
-    result = {"first 64": poem_loss(model, val, first_64(poems), 64), "poems": poem_loss(model, val, poems, 64)}
+    poems = ScoredWindows.of_poems(val, title, 64)
+    result = {"first 64": mean_loss(model, val, first_64(poems), 64), "poems": mean_loss(model, val, poems, 64)}
     if patches.get("keep_title"):
         windows.stack_windows = windows.stack_windows_plain
     return result | {"stream": stream_loss(model, val, 64)}

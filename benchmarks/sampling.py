@@ -28,7 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from model import GPT, PRESETS, GPTConfig
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, load_dataset
-from songci.corpus.windows import PoemWindows
+from songci.corpus.windows import ScoredWindows
 from songci.generation import Context, Controls, KVCache, Text, generate, next_logits, sample_next
 from songci.training.checkpoint import load_model
 from songci.training.loss import perplexity
@@ -163,12 +163,12 @@ def window(args) -> None:
     _, _, tokens = load_dataset(args.data_root)
     size = model.config.max_seq_len
     if title:
-        poems = PoemWindows.of(tokens, title, size)
+        poems = ScoredWindows.of_poems(tokens, title, size)
         later = poems[poems.scored > 0]
         spans = zip(later.start, later.scored, later.length, strict=True)
         places = np.array([start + i for start, scored, length in spans for i in range(scored, length)])[::16]
         print(f"past the first window of {len(poems[poems.scored == 0]):,} poems, perplexity:")
-        print(f"  half of the window kept: {perplexity(poem_loss(model, tokens, later, 64)):.1f}")
+        print(f"  half of the window kept: {perplexity(mean_loss(model, tokens, later, 64)):.1f}")
         print(f"  exact, each 16th character: {perplexity(last_loss(model, tokens, places - size + 1, size)):.1f}")
         return
     places = np.arange(size, len(tokens) - 1, 17)  # a sample of them is enough

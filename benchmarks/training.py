@@ -28,7 +28,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from model import PRESETS
-from songci.corpus.windows import PoemWindows, stack_windows, title_ids
+from songci.corpus.windows import ScoredWindows, stack_windows, title_ids
 from songci.training.device import keep_large_blocks
 from songci.training.loss import perplexity
 from songci.training.measure import poem_loss, stream_loss
@@ -104,19 +104,19 @@ def trainer_by_name(name: str, data_root: str, seed: int, iters: int):
     return YardstickTrainer(len(vocabulary), tokens, seed, iters)
 
 
-def first_64(poems: PoemWindows) -> PoemWindows:
+def first_64(poems: ScoredWindows) -> ScoredWindows:
     """The first window of each poem, up to its 64th character."""
     first = poems[poems.scored == 0]
-    return PoemWindows(first.start, first.scored, np.minimum(first.length, 64))
+    return ScoredWindows(first.start, first.scored, np.minimum(first.length, 64))
 
 
 def measure(model, data_root: str) -> dict[str, float]:
     """Perplexities on the validation split: of the first 64 characters of poems, of whole poems, of the stream."""
     vocabulary, _, tokens = train.load_dataset(data_root)
-    poems = PoemWindows.of(tokens, title_ids(vocabulary), model.config.max_seq_len)
+    poems = ScoredWindows.of_poems(tokens, title_ids(vocabulary), model.config.max_seq_len)
     return {
-        "first 64": perplexity(poem_loss(model, tokens, first_64(poems), 64)),
-        "poems": perplexity(poem_loss(model, tokens, poems, 64)),
+        "first 64": perplexity(mean_loss(model, tokens, first_64(poems), 64)),
+        "poems": perplexity(mean_loss(model, tokens, poems, 64)),
         "stream": perplexity(stream_loss(model, tokens, 64)),
     }
 

@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
@@ -143,20 +142,8 @@ def run(main: Callable[[], None]) -> None:
         _fail("out of memory: choose a smaller batch, window or model")
 
 
-_ENVIRONMENT_ERRORS = {
-    errno.ENOSPC,
-    getattr(errno, "EDQUOT", errno.ENOSPC),  # which not every system has
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOENT,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-    errno.EIO,
-}
+_ENVIRONMENT = "ENOSPC EDQUOT EFBIG EACCES EPERM EROFS ENOENT ENOTDIR EISDIR EEXIST ENAMETOOLONG EIO"
+_ENVIRONMENT_ERRORS = {getattr(errno, name, errno.ENOSPC) for name in _ENVIRONMENT.split()}  # not every system has all
 
 
 def _fail(message: str) -> None:
@@ -197,26 +184,18 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
 
     Whatever happens, even a kill or a full disk, `path` holds either all of the old content or all of the new.
     """
-    encoding = None if "b" in mode else "utf-8"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    except OSError as error:
-        error.filename = str(path)  # the name that the user knows
-        raise
-    try:
-        with open(handle, mode, encoding=encoding, newline="" if encoding else None) as file:
+        temporary.unlink(missing_ok=True)
+        kind = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        with open(temporary, mode.replace("w", "x"), **kind) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes private files; this is one like any other
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == str(temporary):
+            error.filename = str(path)  # the name that the user knows
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

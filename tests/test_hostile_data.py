@@ -51,7 +51,7 @@ def use_data(folder) -> None:
     vocabulary, *splits = load_dataset(folder)
     title = windows.title_ids(vocabulary)
     for tokens in splits:
-        poems = windows.PoemWindows.of(tokens, title, 8)
+        poems = windows.ScoredWindows.of_poems(tokens, title, 8)
         inputs, _ = windows.Windows(tokens, 8, 1, poems if len(poems) else None).batch(3, 4)
         assert inputs.min() >= 0 and inputs.max() < len(vocabulary)
     found = Forms.load(folder)

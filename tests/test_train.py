@@ -16,7 +16,7 @@ from conftest import QUICK, ROOT, TINY, assert_same_run, read_log, run_script, s
 import prepare
 import train
 from songci.corpus.vocabulary import load_dataset
-from songci.corpus.windows import PoemWindows, title_ids
+from songci.corpus.windows import ScoredWindows, title_ids
 from songci.training.checkpoint import load_checkpoint, load_model
 from songci.training.measure import poem_loss, stream_loss
 from songci.training.runlog import LOG_FIELDS, RUN_FILES
@@ -52,7 +52,7 @@ def test_a_run_writes_all_that_it_promises(ckpt_path, data_root):
     assert math.isclose(result["final_perplexity"], math.exp(result["final_val_loss"]))
     model, vocabulary, _ = load_model(ckpt_path)
     val_tokens = load_dataset(data_root)[2]
-    poems = PoemWindows.of(val_tokens, title_ids(vocabulary), 16)
+    poems = ScoredWindows.of_poems(val_tokens, title_ids(vocabulary), 16)
     assert math.isclose(result["poem_val_loss"], poem_loss(model, val_tokens, poems, 7), rel_tol=1e-5)
     assert math.isclose(result["stream_val_loss"], stream_loss(model, val_tokens, 7), rel_tol=1e-5)
     assert result["windows"] == "poem" and result["best_val_loss"] == result["poem_val_loss"]
@@ -154,7 +154,7 @@ def test_best_is_the_checkpoint_with_the_lowest_validation_loss(data_root, tmp_p
     result, val_tokens = json.loads((folder / "result.json").read_text()), load_dataset(data_root)[2]
     for name, kind in (("best.pt", "best"), ("last.pt", "final")):
         model, vocabulary, _ = load_checkpoint(folder / name)
-        poems = PoemWindows.of(val_tokens, title_ids(vocabulary), 16)
+        poems = ScoredWindows.of_poems(val_tokens, title_ids(vocabulary), 16)
         assert math.isclose(result[f"{kind}_val_loss"], poem_loss(model, val_tokens, poems, 7), rel_tol=1e-5)
     assert result["best_val_loss"] == result["poem_val_loss"] != result["final_val_loss"]
 

