@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from songci.corpus import windows
 from songci.corpus.windows import IGNORE, ScoredWindows, poem_starts, title_ids
-from songci.training.measure import poem_loss, stream_loss
+from songci.training.measure import stream_loss
 
 CHANGES = {  # name: (flags of train.py, changes of what has no flag)
     "default": ([], {}),

@@ -32,7 +32,6 @@ from songci.corpus.windows import ScoredWindows
 from songci.generation import Context, Controls, KVCache, Text, generate, next_logits, sample_next
 from songci.training.checkpoint import load_model
 from songci.training.loss import perplexity
-from songci.training.measure import poem_loss
 
 VOCAB_SIZE, SEQ_LEN = 5916, 64
 

@@ -31,7 +31,7 @@ from model import PRESETS
 from songci.corpus.windows import ScoredWindows, stack_windows, title_ids
 from songci.training.device import keep_large_blocks
 from songci.training.loss import perplexity
-from songci.training.measure import poem_loss, stream_loss
+from songci.training.measure import stream_loss
 
 SEQ_LEN, BATCHSIZE = 64, 16
 

@@ -12,7 +12,7 @@ from test_model import SIZES, make
 
 from songci.corpus.windows import ScoredWindows, stack_windows
 from songci.generation import Context
-from songci.training.measure import Measures, poem_loss, stream_loss
+from songci.training.measure import Measures, stream_loss
 
 
 @pytest.mark.parametrize("n", [2, 10, 24, 25, 26, 49, 200])

@@ -1,4 +1,5 @@
 import json
+import pickle
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 import prepare
 import sample
-from songci.corpus.vocabulary import Vocabulary, load_vocabulary
+from songci.corpus.vocabulary import load_vocabulary
 from songci.forms.templates import Forms
 from songci.generation import read_start
 from songci.training.checkpoint import load_model
@@ -125,7 +126,8 @@ def test_a_start_may_have_line_ends_or_come_from_a_file(call, data_root, ckpt_pa
 
 def test_an_alias_works_on_the_command_line(call, data_root, ckpt_path, tmp_path):
     data = shutil.copytree(data_root, tmp_path / "data")
-    Vocabulary(load_vocabulary(data).chars, {"别名": "清平乐"}).save(data / "meta.pkl")
+    meta = pickle.loads((data / "meta.pkl").read_bytes()) | {"aliases": {"别名": "清平乐"}}
+    (data / "meta.pkl").write_bytes(pickle.dumps(meta))
     arguments = flags(data, ckpt_path, "--start", "+++别名", "--num_samples", 1, "--max_new_tokens", 0)
     status, out, err = call(sample, *arguments)
     assert (status, out) == (0, "+++清平乐\n") and "别名 is another name of 清平乐" in err
