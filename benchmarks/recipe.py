@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from songci.corpus import windows
 from songci.corpus.windows import IGNORE, ScoredWindows, poem_starts, title_ids
-from songci.training.measure import stream_loss
+from songci.training import optim
+from songci.training.measure import mean_loss
 
 CHANGES = {  # name: (flags of train.py, changes of what has no flag)
     "default": ([], {}),
@@ -77,7 +78,7 @@ def one(name: str, seed: int, args) -> dict:
     flags, patches = CHANGES[name]
     windows.LATER_SHARE = patches.get("later", windows.LATER_SHARE)
     if patches.get("schedule"):
-        train.schedule = cosine
+        optim.schedule = cosine
     folder = Path(args.out) / f"{re.sub(r'[^a-zA-Z0-9.]+', '_', name)}-{seed}"
     flags = ["--data_root", args.data_root, "--ckpt_path", str(folder), "--seed", str(seed), *flags]
     trainer = train.Trainer(train.parse_args([*flags, "--iters", str(args.iters)]))
@@ -87,13 +88,13 @@ def one(name: str, seed: int, args) -> dict:
         of_train, of_val = TitleKept(trainer.batches.windows.tokens, title), TitleKept(val, title)
         windows.stack_windows = lambda tokens, *rest: (of_val if tokens is val else of_train)(tokens, *rest)
     for _ in range(args.iters):
-        trainer.step()
+        trainer.iterate()
     model = trainer.result_model
     poems = ScoredWindows.of_poems(val, title, 64)
     result = {"first 64": mean_loss(model, val, first_64(poems), 64), "poems": mean_loss(model, val, poems, 64)}
     if patches.get("keep_title"):
         windows.stack_windows = windows.stack_windows_plain
-    return result | {"stream": stream_loss(model, val, 64)}
+    return result | {"stream": mean_loss(model, val, ScoredWindows.of_stream(val, 64), 64)}
 
 
 def table(results: dict[str, dict[int, dict]]) -> str:

@@ -31,13 +31,13 @@ from model import PRESETS
 from songci.corpus.windows import ScoredWindows, stack_windows, title_ids
 from songci.training.device import keep_large_blocks
 from songci.training.loss import perplexity
-from songci.training.measure import stream_loss
+from songci.training.measure import mean_loss
 
 SEQ_LEN, BATCHSIZE = 64, 16
 
 
 class Yardstick(torch.nn.Module):
-    """transformers' GPT-2, with what the measures of windows.py ask of a model."""
+    """transformers' GPT-2, with what measure.py asks of a model."""
 
     def __init__(self, vocab_size: int, seq_len: int, preset: str = "mini"):
         from transformers import GPT2Config, GPT2LMHeadModel
@@ -56,11 +56,11 @@ class Yardstick(torch.nn.Module):
         return self.gpt2(ids, use_cache=False).logits, []
 
     def features(self, ids):
-        return self.gpt2.transformer(ids, use_cache=False).last_hidden_state, []
+        return self.gpt2.transformer(ids, use_cache=False).last_hidden_state
 
 
 class YardstickTrainer:
-    """The plain recipe, with the step() of train.Trainer."""
+    """The plain recipe, with the iterate() of train.Trainer."""
 
     def __init__(self, vocab_size: int, tokens: np.ndarray, seed: int, iters: int):
         torch.manual_seed(seed)
@@ -71,7 +71,7 @@ class YardstickTrainer:
         groups = [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
 
-    def step(self) -> None:
+    def iterate(self) -> None:
         warmup = min(1.0, (self.iteration + 1) / 100)
         cosine = 0.5 * (1 + math.cos(math.pi * max(0, self.iteration - 100) / max(1, self.iters - 100)))
         for group in self.optimizer.param_groups:
@@ -117,7 +117,7 @@ def measure(model, data_root: str) -> dict[str, float]:
     return {
         "first 64": perplexity(mean_loss(model, tokens, first_64(poems), 64)),
         "poems": perplexity(mean_loss(model, tokens, poems, 64)),
-        "stream": perplexity(stream_loss(model, tokens, 64)),
+        "stream": perplexity(mean_loss(model, tokens, ScoredWindows.of_stream(tokens, SEQ_LEN), 64)),
     }
 
 
@@ -127,10 +127,11 @@ def quality_run(name: str, data_root: str, seed: int, iters: int) -> dict:
     _, _, tokens = train.load_dataset(data_root)
     for iteration in range(1, iters + 1):
         start = time.perf_counter()
-        trainer.step()
+        trainer.iterate()
         seconds += time.perf_counter() - start
         if iteration % 50 == 0:
-            curve.append((seconds, stream_loss(trainer.model, tokens, BATCHSIZE, 320)))
+            some = ScoredWindows.of_stream(tokens, SEQ_LEN)[:: len(tokens) // SEQ_LEN // 320]
+            curve.append((seconds, mean_loss(trainer.model, tokens, some, BATCHSIZE)))
     return {"name": name, "seed": seed, "seconds": seconds, "curve": curve, **measure(trainer.model, data_root)}
 
 
@@ -171,7 +172,7 @@ def worker(connection, name: str, data_root: str) -> None:
     while count := connection.recv():
         start = time.perf_counter()
         for _ in range(count):
-            trainer.step()
+            trainer.iterate()
         connection.send(((time.perf_counter() - start) / count, str(dtype), matmul_peak(dtype)))
 
 
@@ -241,7 +242,7 @@ def one(args) -> None:
     times = []
     for _ in range(6):
         start = time.perf_counter()
-        trainer.step()
+        trainer.iterate()
         times.append(time.perf_counter() - start)
     print(json.dumps([statistics.median(times[1:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 
@@ -249,10 +250,10 @@ def one(args) -> None:
 def profile(args) -> None:
     trainer = our_trainer(args.data_root)
     for _ in range(5):
-        trainer.step()
+        trainer.iterate()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         for _ in range(10):
-            trainer.step()
+            trainer.iterate()
     events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
     total = sum(event.self_cpu_time_total for event in events)
     print("| operation | ms an iteration | share |\n|---|---|---|")
