@@ -30,10 +30,15 @@ def worker(flags: list[str], steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         trainer = train.Trainer(train.parse_args([*flags, "--ckpt_path", folder]))
     times = {"gradients with exchange": [], "gradients alone": [], "optimisers": []}
-    for iteration in range(steps):
-        batch = trainer.batches.get(iteration)
+    alone = getattr(trainer.loss, "module", trainer.loss)  # what DistributedDataParallel wraps
+
+    def backward(loss) -> None:
+        for inputs, targets, share in trainer.pieces():
+            (share * loss(inputs, targets)).backward()
+
+    for _ in range(steps):
         start = time.perf_counter()
-        trainer.backward(*batch)
+        backward(trainer.loss)
         times["gradients with exchange"].append(time.perf_counter() - start)
         start = time.perf_counter()
         for optimizer in trainer.optimizers:
@@ -41,8 +46,7 @@ def worker(flags: list[str], steps: int) -> None:
         times["optimisers"].append(time.perf_counter() - start)
         trainer.model.zero_grad(set_to_none=True)
         start = time.perf_counter()
-        with train.accumulate(trainer.loss, last=False):
-            trainer.backward(*batch)
+        backward(alone)
         times["gradients alone"].append(time.perf_counter() - start)
         trainer.model.zero_grad(set_to_none=True)
     if trainer.parallel.main:
