@@ -74,7 +74,8 @@ class Trainer:
         self.loss = self.parallel.wrap(TrainingLoss(self.model, self.dtype, args.compile))
         # float16 has so small a range that gradients are scaled up; a step in which they overflow is skipped
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-        self.optimizers = make_optimizers(self.model, args.lr, args.muon_lr, args.weight_decay, args.optimizer)
+        rates = args.lr, args.muon_lr, args.weight_decay
+        self.optimizers = make_optimizers(self.model, *rates, args.optimizer, self.dtype)
         self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
         self.iteration = 0
         self.best_loss = math.inf

@@ -8,20 +8,20 @@ from torch import Tensor
 from model import GPT
 
 
-def orthogonalize(matrices: Tensor, steps: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
     """The nearest matrices with singular values about 1, by Newton–Schulz iteration (Jordan et al. 2024).
 
-    matrices: (N, rows, columns), all of them iterated at once. Each step applies the odd polynomial
+    matrices: (N, rows, columns), all of them iterated at once, in numbers of the type `dtype`, for bfloat16 will do. Each step applies the odd polynomial
     3.4445 x - 4.775 x³ + 2.0315 x⁵ to the singular values, which drives them into 0.7 … 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.size(-2) > matrices.size(-1)
     x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # now no singular value is above 1
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(dtype)  # now no singular value is above 1
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
@@ -32,8 +32,11 @@ class Muon(torch.optim.Optimizer):
     by one and in more time (docs/results.md).
     """
 
-    def __init__(self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0):
+    def __init__(
+        self, params, lr: float, momentum: float = 0.95, weight_decay: float = 0.0, dtype: torch.dtype = torch.float32
+    ):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.dtype = dtype  # of the iteration
 
     @torch.no_grad()
     def step(self) -> None:
@@ -45,18 +48,19 @@ class Muon(torch.optim.Optimizer):
                 update = p.grad.lerp(buffer, group["momentum"])  # Nesterov's look-ahead
                 by_shape[p.shape].append((p, update))
             for shape, members in by_shape.items():
-                updates = orthogonalize(torch.stack([update for _, update in members]))
+                updates = orthogonalize(torch.stack([update for _, update in members]), self.dtype)
                 for (p, _), update in zip(members, updates, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update, alpha=-0.2 * max(shape) ** 0.5 * group["lr"])
 
 
 def make_optimizers(
-    model: GPT, lr: float, muon_lr: float, weight_decay: float, kind: str
+    model: GPT, lr: float, muon_lr: float, weight_decay: float, kind: str, dtype: torch.dtype = torch.float32
 ) -> list[torch.optim.Optimizer]:
     """'muon': Muon for the layers' matrices and AdamW for the rest; 'adamw': AdamW for all (Loshchilov & Hutter 2019).
 
-    Only matrices decay. Each parameter group keeps its rate under the key 'base_lr', for the schedule.
+    dtype: that of the run's large products; if it is bfloat16, Muon's are too. Only matrices decay. Each parameter group
+    keeps its rate under the key 'base_lr', for the schedule.
     """
     inside = [p for p in model.layers.parameters() if p.dim() == 2] if kind == "muon" else []
     rest = [p for p in model.parameters() if all(p is not q for q in inside)]
@@ -67,7 +71,8 @@ def make_optimizers(
     fused = model.device.type in ("cpu", "cuda")
     optimizers = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), fused=fused)]
     if inside:
-        optimizers.append(Muon(inside, lr=muon_lr, weight_decay=weight_decay))
+        low = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+        optimizers.append(Muon(inside, lr=muon_lr, weight_decay=weight_decay, dtype=low))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["base_lr"] = group["lr"]
