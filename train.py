@@ -14,6 +14,9 @@ Perplexity is e^loss: the number of equally likely characters that would leave o
 Several processes can train one model together, with the same result: torchrun --standalone --nproc_per_node=2 train.py
 """
 
+import songci  # noqa: F401  (before torch: it says how torch's threads wait)
+
+# isort: split
 import math
 import signal
 import sys

@@ -11,8 +11,8 @@ from model import GPT
 def orthogonalize(matrices: Tensor, dtype: torch.dtype = torch.float32, steps: int = 5) -> Tensor:
     """The nearest matrices with singular values about 1, by Newton–Schulz iteration (Jordan et al. 2024).
 
-    matrices: (N, rows, columns), all of them iterated at once, in numbers of the type `dtype`, for bfloat16 will do. Each step applies the odd polynomial
-    3.4445 x - 4.775 x³ + 2.0315 x⁵ to the singular values, which drives them into 0.7 … 1.2.
+    matrices: (N, rows, columns), all of them iterated at once, in numbers of type `dtype`. Each step applies the odd
+    polynomial 3.4445 x - 4.775 x³ + 2.0315 x⁵ to the singular values, which drives them into 0.7 … 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = matrices.size(-2) > matrices.size(-1)
@@ -59,8 +59,8 @@ def make_optimizers(
 ) -> list[torch.optim.Optimizer]:
     """'muon': Muon for the layers' matrices and AdamW for the rest; 'adamw': AdamW for all (Loshchilov & Hutter 2019).
 
-    dtype: that of the run's large products; if it is bfloat16, Muon's are too. Only matrices decay. Each parameter group
-    keeps its rate under the key 'base_lr', for the schedule.
+    dtype: that of the run's large products; if it is bfloat16, Muon's are too. Only matrices decay. Each parameter
+    group keeps its rate under the key 'base_lr', for the schedule.
     """
     inside = [p for p in model.layers.parameters() if p.dim() == 2] if kind == "muon" else []
     rest = [p for p in model.parameters() if all(p is not q for q in inside)]
