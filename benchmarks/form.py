@@ -18,8 +18,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from songci.cli import read_text
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT
+from songci.forms.check import check
 from songci.forms.poems import pattern, read_clauses, read_poems
-from songci.forms.templates import Forms, check
+from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
 from songci.generation import FORM_CONTROLS, samples
 from songci.training.checkpoint import Trained, load_model
@@ -72,7 +73,7 @@ def main() -> None:
     good = 0
     for tune in tunes:
         start = f"+++{tune}\n"
-        made = samples(trained, start, args.num_samples, args.max_new_tokens, poems=True)
+        made = samples(trained, start, args.num_samples, args.max_new_tokens, poem=True)
         fitting = sum(pattern(read_clauses(sample.text.removeprefix(start))) in forms[tune] for sample in made)
         good += fitting
         print(f"| {tune} | {fitting} of {args.num_samples} | {fitting / args.num_samples:.0%} |", flush=True)

@@ -72,14 +72,16 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"the run in {folder} is damaged ({error!r}): train again") from None
 
 
+def table(corner: str, columns, rows: dict[str, list[str]]) -> str:
+    """A Markdown table; rows: {name: cells}."""
+    lines = [[corner, *columns], ["---"] * (len(columns) + 1), *([name, *cells] for name, cells in rows.items())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def runs_table(runs: dict[str, Run]) -> str:
-    """A Markdown table, a line a run."""
-    lines = ["| run | " + " | ".join(column.replace("_", " ") for column in RESULT_COLUMNS) + " |"]
-    lines.append("|---" * (len(RESULT_COLUMNS) + 1) + "|")
-    for name, one in runs.items():
-        values = [form.format(one.result[key]) for key, form in RESULT_COLUMNS.items()]
-        lines.append(f"| {name} | " + " | ".join(values) + " |")
-    return "\n".join(lines)
+    """A line a run."""
+    rows = {name: [form.format(one.result[key]) for key, form in RESULT_COLUMNS.items()] for name, one in runs.items()}
+    return table("run", [key.replace("_", " ") for key in RESULT_COLUMNS], rows)
 
 
 def held_out_poems(text: str, forms: Forms, count: int, seed: int) -> tuple[list[Poem], list[Poem]]:
@@ -152,15 +154,13 @@ def scoreboard(
 
 
 def scores_table(scores: dict[str, dict[str, float]]) -> str:
-    """A Markdown table, a line a score, a column a kind of poems; shares in percent."""
-    rows = dict.fromkeys(key for kind in reversed(scores.values()) for key in kind)  # the form's column has them all
-    lines = ["| score | " + " | ".join(scores) + " |", "|---" * (len(scores) + 1) + "|"]
-    for row in rows:
+    """A line a score, a column a kind of poems; shares in percent."""
+    rows = {}
+    for row in dict.fromkeys(key for kind in reversed(scores.values()) for key in kind):  # the form's column has all
         plain = row.startswith(("perplexity", "seconds", "longest", "price", "tunes"))
         values = [kind.get(row, math.nan) for kind in scores.values()]
-        cells = ["" if math.isnan(v) else f"{v:.3g}" if plain else f"{v:.1%}" for v in values]
-        lines.append(f"| {row} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows[row] = ["" if math.isnan(value) else f"{value:.3g}" if plain else f"{value:.1%}" for value in values]
+    return table("score", scores, rows)
 
 
 def parse_args(args=None):

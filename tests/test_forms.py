@@ -96,7 +96,15 @@ def test_forms_are_saved_and_loaded(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", '{"tunes": 1}', "\ud800", '{"tunes": {"小令": [{"form": "3。", "scheme": "a"}]}, "rhyme_classes": []}'],
+    [
+        "",
+        "[]",
+        '{"tunes": 1}',
+        "\ud800",
+        '{"tunes": {"小令": [{"form": "3。", "scheme": "a"}]}, "rhyme_classes": []}',
+        '{"tunes": {"小令": [{"form": "3。", "support": 2, "scheme": "ab", "pauses": [], "breaks": [], '
+        '"repeats": []}]}, "rhyme_classes": []}',
+    ],
 )
 def test_a_damaged_file_is_said(assert_user_error, tmp_path, content):
     (tmp_path / "forms.json").write_text(content, encoding="utf-8", errors="surrogatepass")

@@ -30,8 +30,8 @@ def learn(poems: Iterable[tuple[str, str]]) -> Forms:
     neighbours: Counter = Counter()
     for tune, body in poems:
         clauses = read_clauses(body)
-        if not clauses or not clauses[-1].mark or max(len(clause.text) for clause in clauses) > 99:
-            continue  # forms.json has room for two digits
+        if not clauses or not clauses[-1].mark:
+            continue
         entry = seen[tune, pattern(clauses)]
         entry.support += 1
         entry.pauses |= {(i, n) for i, clause in enumerate(clauses) for n in clause.pauses if 0 < n < len(clause.text)}
@@ -43,7 +43,7 @@ def learn(poems: Iterable[tuple[str, str]]) -> Forms:
     classes = rhyme_classes(neighbours)
     tunes = defaultdict(list)
     for (tune, clauses), entry in sorted(seen.items(), key=lambda item: -item[1].support):
-        if entry.support >= MIN_SUPPORT and len(clauses) <= 200:
+        if entry.support >= MIN_SUPPORT:
             breaks = frozenset(i for i, count in entry.breaks.items() if count > entry.support / 2)
             scheme, repeats = rhyme_scheme(entry.endings, classes), refrains(clauses, entry.endings)
             tunes[tune].append(Template(clauses, entry.support, scheme, frozenset(entry.pauses), breaks, repeats))

@@ -39,26 +39,13 @@ class FormRules:
         vocabulary.encode(acrostic)
         if not all(map(is_character, acrostic)):
             raise UserError(f"--acrostic {acrostic!r}: only characters can begin a sentence, no marks and no spaces")
-        if not self._can_write():
+        if not forms.tunes or not {*"+\n", *forms.classes, *"".join(forms.tunes)} <= set(vocabulary.chars):
             raise UserError(
                 "--form: forms.json has no form, or is of another corpus: run prepare.py on one with +++titles"
             )
         if len(rhyme) > 1 or (rhyme and rhyme not in forms.classes):
             raise UserError(f"--rhyme {rhyme!r}: give one character that the poems of the corpus rhyme with")
         self.rhyme_class = forms.classes[rhyme] if rhyme else None
-
-    def _can_write(self) -> bool:
-        """Whether there is a form, and the vocabulary has the tunes' names and all that a clause may need."""
-        templates = [template for templates in self.forms.tunes.values() for template in templates]
-        marks = {"。", *(mark for template in templates for _, mark in template.clauses)}
-        rhymes = any(template.scheme.strip("-") for template in templates)
-        return (
-            bool(templates)
-            and {*"+\n", *self.forms.classes, *"".join(self.forms.tunes)} <= set(self.vocabulary.chars)
-            and all(self.mask(frozenset([mark])).any() for mark in marks)
-            and self._countable.any()
-            and (bool(self.forms.classes) or not rhymes)
-        )
 
     def exactly(self, chars: frozenset[str]) -> Tensor:
         """(V,) True for the tokens of these very characters, not for marks that count as the same."""
