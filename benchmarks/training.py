@@ -22,10 +22,13 @@ import tempfile
 import time
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import songci  # noqa: F401  (before torch: it says how torch's threads wait)
+
+# isort: split
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
 from model import PRESETS
 from songci.corpus.windows import ScoredWindows, stack_windows, title_ids
@@ -247,6 +250,16 @@ def one(args) -> None:
     print(json.dumps([statistics.median(times[1:]), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024]))
 
 
+def tokens(args) -> None:
+    """Tokens a second of --name, after a warm-up."""
+    trainer = trainer_by_name(args.name, args.data_root, 1, 10_000)
+    for count in (5, 30):
+        start = time.perf_counter()
+        for _ in range(count):
+            trainer.iterate()
+    print(json.dumps(30 * BATCHSIZE * SEQ_LEN / (time.perf_counter() - start)))
+
+
 def profile(args) -> None:
     trainer = our_trainer(args.data_root)
     for _ in range(5):
@@ -265,7 +278,11 @@ def profile(args) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"speed": speed, "quality": quality, "growth": growth, "profile": profile}
-    inner = {"one": one, "run": lambda a: print(json.dumps(quality_run(a.name, a.data_root, a.seed, a.iters)))}
+    inner = {
+        "one": one,
+        "tokens": tokens,
+        "run": lambda a: print(json.dumps(quality_run(a.name, a.data_root, a.seed, a.iters))),
+    }
     parser.add_argument("--part", choices=[*parts, *inner], default="speed", help="which table")
     parser.add_argument("--data_root", default=train.DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
     parser.add_argument("--iters", type=int, default=2000, help="iterations of a quality run")

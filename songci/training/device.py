@@ -3,6 +3,7 @@
 import ctypes
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -71,6 +72,15 @@ def settle(args, folder: Path) -> torch.device:
     if device.type == "cuda":  # its ten bits of mantissa are enough here, and fast
         torch.set_float32_matmul_precision("high")
     return device
+
+
+def few_threads(model: torch.nn.Module) -> None:
+    """One thread for sampling from a small model: a second one gains nothing, and beside a busy program it is waited for.
+
+    A number that the user has set stays.
+    """
+    if "OMP_NUM_THREADS" not in os.environ and model.config.n_embd < 256:
+        torch.set_num_threads(1)
 
 
 def seed_of(*numbers: int) -> int:
