@@ -64,7 +64,7 @@ $(RUN)/samples.txt: $(RUN)/result.json
 		$(PY) sample.py --data_root $(DATA) --ckpt_path $(RUN) --start +++清平乐 > $@)
 
 ablation: $(RUN)/result.json $(RUN)_no_pos/result.json $(RUN)_no_res/result.json
-	$(call step,Comparison and docs/ablation.png, $(PY) -m songci.evaluate --samples 1000 --out docs/ablation.png \
+	$(call step,Comparison and docs/images/ablation.png, $(PY) -m songci.evaluate --samples 1000 --out docs/images/ablation.png \
 		--ckpt_path $(RUN) $(RUN)_no_pos $(RUN)_no_res)
 
 exercise: .venv/installed

@@ -27,7 +27,7 @@ from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
 from songci.generation import DEFAULT, FORM_CONTROLS, Controls, Sample, Text, generate, read_start, samples
 from songci.training.checkpoint import Trained, load_model
-from songci.training.device import choose_device, seed_of
+from songci.training.device import choose_device, few_threads, seed_of
 
 SEPARATOR = "-" * 15
 
@@ -117,6 +117,7 @@ def load(args) -> tuple[Trained, dict[str, str]]:
     device = choose_device(args.device)
     data_vocabulary = load_vocabulary(args.data_root)
     trained = load_model(args.ckpt_path, device)
+    few_threads(trained.model)
     check_same_vocabulary(trained.vocabulary, args.ckpt_path, data_vocabulary, args.data_root)
     if args.stop_at_poem_end and not trained.title:
         raise UserError(f"--stop_at_poem_end: the model in {args.ckpt_path} was not trained on windows of poems")

@@ -26,7 +26,7 @@ from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
 from songci.generation import DEFAULT, FORM_CONTROLS, Text, generate, read_start, samples
 from songci.training.checkpoint import Trained, load_model
-from songci.training.device import seed_of
+from songci.training.device import few_threads, seed_of
 from songci.training.loss import perplexity
 from songci.training.runlog import plot_curves, read_log
 
@@ -194,6 +194,7 @@ def main() -> None:
     same = len({folder.name for folder in folders}) < len(folders)
     runs = {str(folder) if same else folder.name: read_run(folder) for folder in folders}
     models = {name: load_model(one.folder) for name, one in runs.items()}
+    few_threads(max((trained.model for trained in models.values()), key=lambda model: model.config.n_embd))
     if args.samples:
         vocabulary = load_vocabulary(args.data_root)
         for name, trained in models.items():

@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from songci.cli import ArgumentParser, UserError, read_text, run
-from songci.corpus.vocabulary import DEFAULT_DATA_ROOT
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, load_vocabulary
 from songci.forms.check import agreement, check
 from songci.forms.poems import read_clauses, read_poems, tune_of
 from songci.forms.templates import Forms, Template
@@ -109,6 +109,7 @@ def main() -> None:
     if args.show is not None:
         print(show(tune_of(args.show), forms), end="")
     elif args.rhymes:
+        load_vocabulary(args.data_root)  # says if the text is another one now
         print(rhymes_report(forms, read_text(Path(args.data_root) / "input.txt")))
     else:
         poems = list(read_poems(read_text(Path(args.check)).splitlines(keepends=True)))
