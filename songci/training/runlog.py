@@ -2,7 +2,6 @@
 
 import csv
 import glob
-import hashlib
 import json
 import platform
 import subprocess
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from songci.cli import UserError, atomic_write
+from songci.corpus.vocabulary import read_sha256
 from songci.fonts import find
 from songci.training.checkpoint import load_checkpoint
 from songci.training.loss import perplexity
@@ -65,8 +65,7 @@ def provenance(data_root: Path) -> dict:
     versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
     found = {"versions": versions, "machine": platform.machine(), "threads": torch.get_num_threads()}
     if (data_root / "input.txt").is_file():
-        with (data_root / "input.txt").open("rb") as file:
-            found["corpus_sha256"] = sha256(file)
+        found["corpus_sha256"] = read_sha256(data_root / "input.txt")
     here = ["git", "-C", str(Path(__file__).resolve().parent.parent.parent)]
     try:
         for key, command in (("git_commit", ["rev-parse", "HEAD"]), ("git_changes", ["status", "--porcelain", "-uno"])):
@@ -75,14 +74,6 @@ def provenance(data_root: Path) -> dict:
     except (OSError, subprocess.SubprocessError):
         pass  # no git, or no repository
     return found
-
-
-def sha256(file) -> str:
-    """The SHA-256 of a binary file, in bounded memory. (hashlib.file_digest is newer than Python 3.10.)"""
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest.hexdigest()
 
 
 def log_line(row: dict) -> str:
