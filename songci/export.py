@@ -13,10 +13,9 @@ A model without positions (--no_pos) becomes one whose positions are all zero. O
 (--no_res) has no equivalent.
 """
 
+import contextlib
 import json
-import math
-import shutil
-from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -26,13 +25,10 @@ from model import GPT
 from songci.cli import ArgumentParser, UserError, atomic_write, run
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary
 from songci.generation import DEFAULT
-from songci.training.checkpoint import load_model
+from songci.training.checkpoint import Trained, load_model
 
-# config.json last: without it, nothing takes the folder for a model
-FILES = [
-    *("model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "README.md"),
-    "config.json",
-]
+FILES = ["config.json", "model.safetensors", "tokenizer.json"]
+FILES += ["tokenizer_config.json", "generation_config.json", "README.md"]
 GPT2_NAMES = {
     "attention_norm": "ln_1",
     "attention.out": "attn.c_proj",
@@ -117,104 +113,85 @@ def tokenizer_config(model: GPT) -> dict:
     }
 
 
-def read_json(path: Path) -> dict:
-    """A file of the run's folder; empty if it is not there or is no JSON object, since a model needs neither."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [gpt2, character-level, poetry]{front}
+---
 
+# Songci GPT: {run}
 
-def model_card(model: GPT, vocabulary: Vocabulary, poems: bool, ckpt_path: Path, name: str) -> str:
-    """README.md for a folder `name`: what the model is, how to use it, how it was trained, its losses, its corpus."""
-    settings, result = read_json(ckpt_path / "config.json"), read_json(ckpt_path / "result.json")
-    c, default_corpus = model.config, Path(settings.get("data_root", "")).name == Path(DEFAULT_DATA_ROOT).name
-    front = ["language: zh", "license: mit"] if default_corpus else []
-    front += ["library_name: transformers", "pipeline_tag: text-generation", "tags: [gpt2, character-level, poetry]"]
-    prompt = example_prompt(vocabulary, poems)
-    parts = [
-        "\n".join(["---", *front, "---"]),
-        f"# Songci GPT: {ckpt_path.resolve().name}",
-        f"A small GPT-2 that writes character by character{IN_THE_MANNER if default_corpus else ''}: "
-        f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, {model.num_parameters():,} parameters, "
-        f"a window of {c.max_seq_len} characters, a vocabulary of {len(vocabulary):,}.{NO_POS if c.no_pos else ''} "
-        "Made by `export.py` of Songci GPT.",
-        "## How to use",
-        USE.format(name=json.dumps(name, ensure_ascii=False), prompt=json.dumps(prompt, ensure_ascii=False)),
-        LIMITS.format(window=c.max_seq_len, title=TITLE_LIMIT if poems else ""),
-        "## How it was trained",
-        training_facts(settings, result, poems),
-        *losses(result),
-        "## Corpus",
-        CORPUS if default_corpus else "A text of its user's own, who knows its source and its licence.",
-    ]
-    return "\n\n".join(parts) + "\n"
+A small GPT-2 that writes character by character: {n_layer} layers, {n_head} heads, {n_embd} channels, {parameters:,}
+parameters, made by Songci GPT's `train.py`{settings} and `python -m songci.export`.
 
-
-def example_prompt(vocabulary: Vocabulary, poems: bool) -> str:
-    """A prompt whose characters are all in the vocabulary."""
-    for prompt in ("+++清平乐\n", "+++") if poems else ("\n",):
-        if set(prompt) <= set(vocabulary.chars):
-            return prompt
-    return vocabulary.chars[-1]
-
-
-def training_facts(settings: dict, result: dict, poems: bool) -> str:
-    """The paragraph on the training; settings, result: config.json and result.json of the run, as far as known."""
-    windows = "that begin at the title lines of poems" if poems else "that begin anywhere in the text"
-    facts = [f"By `train.py`, on the first 90 % of the text, in windows {windows}."]
-    flags = [f"`--{name} {settings[name]}`" for name in FLAGS if settings.get(name) is not None]
-    if flags:
-        facts.append(f"Settings: {', '.join(flags)}.")
-    if {"tokens", "seconds"} <= result.keys():
-        facts.append(f"It has read {result['tokens']:,} characters, in {result['seconds']:,.0f} seconds.")
-    for key, label in (("corpus_sha256", "SHA-256 of the text"), ("git_commit", "commit of the code")):
-        if key in settings:
-            facts.append(f"The {label}: `{settings[key]}`.")
-    return " ".join(facts)
-
-
-def losses(result: dict) -> list[str]:
-    """The paragraphs on the losses that result.json has."""
-    labels = {"poem": "poem by poem, each from its title on", "stream": "as one stream, in windows that begin anywhere"}
-    rows = [
-        f"| {label} | {result[f'{name}_val_loss']:.4f} | {math.exp(result[f'{name}_val_loss']):.2f} |"
-        for name, label in labels.items()
-        if f"{name}_val_loss" in result
-    ]
-    if not rows:
-        return []
-    table = "\n".join(["| the text is read | loss (nats a character) | perplexity |", "|---|---|---|", *rows])
-    return ["## Losses", "Over the last 10 % of the text, which it was not trained on:", table]
-
-
-FLAGS = ["iters", "batchsize", "optimizer", "lr", "muon_lr", "weight_decay", "warmup_iters", "dropout", "ema", "seed"]
-IN_THE_MANNER = " in the manner of Song-dynasty lyric poems (宋词)"
-NO_POS = " It was trained without positions: its position embedding is all zero."
-USE = """```python
+```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained({name})
 model = AutoModelForCausalLM.from_pretrained({name})
 inputs = tokenizer({prompt}, return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs)[0]))
-```"""
-LIMITS = """- A token is a character, the line end included. There are no special tokens and no unknown token: a
-  character that the corpus lacks is an error.
-- Prompt and new characters together fit into {window} characters, the default `max_length`; beyond that there are no
-  positions. (Songci GPT's own `sample.py` moves its window on, and can hold a poem to the form of its tune.){title}
-- It knows how such texts sound, and nothing of the world."""
-TITLE_LIMIT = """
-- Each text that it learned from began with a title line: begin a prompt with `+++`, not with a line end."""
-CORPUS = """全宋词, the Complete Song Ci, in the digital edition of the project chinese-poetry (MIT licence); the poems
-themselves, of the years 960 to 1279, are in the public domain. Poems with lost characters, without a tune's name,
-fragments and duplicates are left out. A poem is a title line, `+++` and the tune (词牌), a line of text, and an empty
-line."""
+```
+
+A token is a character, the line end included; there are no special tokens, and a character outside the vocabulary of
+{vocab_size:,} is an error. Prompt and new characters together fit into {max_seq_len}, the default `max_length`; beyond
+that there are no positions. {title}
+{losses}
+Corpus: {corpus}
+"""
+TITLE = "Each text that it learned from began with a title line: begin a prompt with `+++`.\n"
+LOSSES = """
+Over the last 10 % of the text, which it was not trained on:
+
+| the text is read | loss (nats a character) | perplexity |
+|---|---|---|
+"""
+DEFAULT_CORPUS = """全宋词, the Complete Song Ci, in the edition of the project chinese-poetry (MIT licence), cleaned; the
+poems are in the public domain."""
+FLAGS = ["iters", "batchsize", "optimizer", "lr", "muon_lr", "dropout", "seed"]
+
+
+def model_card(trained: Trained, ckpt_path: Path, name: str) -> str:
+    """README.md for a folder `name`: what the model is, how to use it, its losses, its corpus."""
+    settings, result = (read_json(ckpt_path / file) for file in ("config.json", "result.json"))
+    default = Path(settings.get("data_root", "")).name == Path(DEFAULT_DATA_ROOT).name
+    flags = ", ".join(f"`--{flag} {settings[flag]}`" for flag in FLAGS if settings.get(flag) is not None)
+    ways = {"poem": "poem by poem, each from its title on", "stream": "as one stream"}
+    rows = [
+        f"| {way} | {result[f'{kind}_val_loss']:.4f} | {result[f'{kind}_perplexity']:.2f} |"
+        for kind, way in ways.items()
+        if f"{kind}_val_loss" in result
+    ]
+    return CARD.format(
+        **asdict(trained.model.config),
+        front="\nlanguage: zh\nlicense: mit" if default else "",
+        run=ckpt_path.resolve().name,
+        parameters=trained.model.num_parameters(),
+        settings=f" ({flags})" if flags else "",
+        name=json.dumps(name, ensure_ascii=False),
+        prompt=json.dumps(example_prompt(trained), ensure_ascii=False),
+        title=TITLE if trained.title else "",
+        losses=LOSSES + "\n".join(rows) + "\n" if rows else "",
+        corpus=DEFAULT_CORPUS if default else "a text of its user's own, who knows its source and its licence.",
+    )
+
+
+def read_json(path: Path) -> dict:
+    """A file of the run's folder; empty if it is not there or damaged, since a model needs neither."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    return {}
+
+
+def example_prompt(trained: Trained) -> str:
+    """A prompt whose characters are all in the vocabulary."""
+    chars = trained.vocabulary.chars
+    prompts = ("+++清平乐\n", "+++") if trained.title else ("\n",)
+    return next((prompt for prompt in prompts if set(prompt) <= set(chars)), chars[-1])
 
 
 def export(ckpt_path: str | Path, out: str | Path, overwrite: bool = False) -> None:
-    """Writes the best model of a run into the folder `out`.
+    """Writes the best model of a run into the folder `out`; files that it does not write stay.
 
     Raises UserError if there is no model, if GPT-2 cannot express it, if `out` holds something other than an export and
     overwrite is not given, or if safetensors or tokenizers is not installed.
@@ -225,69 +202,32 @@ def export(ckpt_path: str | Path, out: str | Path, overwrite: bool = False) -> N
     except ImportError as error:
         raise UserError(f"{error.name} is not installed: pip install safetensors tokenizers") from None
     folder = Path(out).resolve()
-    check_out(folder, overwrite)
-    model, vocabulary, title = load_model(ckpt_path)
-    configs = {"tokenizer_config": tokenizer_config, "generation_config": generation_config, "config": gpt2_config}
-    weights = safetensors.torch.save(gpt2_weights(model), {"format": "pt"})
-
-    def write(new: Path) -> None:
-        write_file(new / "model.safetensors", weights)
-        write_file(new / "tokenizer.json", tokenizer_json(vocabulary))
-        write_file(new / "README.md", model_card(model, vocabulary, bool(title), Path(ckpt_path), folder.name))
-        for name, make in configs.items():
-            write_file(new / f"{name}.json", json.dumps(make(model), indent=2) + "\n")
-
-    replace_folder(folder, write)
-
-
-def write_file(path: Path, content: str | bytes) -> None:
-    """Writes a file whole or not at all; text as UTF-8."""
-    with atomic_write(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
-
-
-def is_export(folder: Path) -> bool:
-    """Whether a folder holds an export and nothing else."""
-    return sorted(path.name for path in folder.iterdir()) == sorted(FILES)
-
-
-def check_out(folder: Path, overwrite: bool) -> None:
-    """Raises UserError if the folder is a file, or holds what an export would not replace unasked."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder} is a file, not a folder")
-    if folder.is_dir() and any(folder.iterdir()) and not is_export(folder) and not overwrite:
+    if folder.is_dir() and not {path.name for path in folder.iterdir()} <= set(FILES) and not overwrite:
         raise UserError(
             f"--out {folder} holds something other than an export: choose another folder, "
             "or write into this one with --overwrite, which leaves other files as they are"
         )
-
-
-def replace_folder(folder: Path, write: Callable[[Path], None]) -> None:
-    """Lets write() fill a folder aside, which then takes the name, so that the folder is never seen half full.
-
-    A folder with other files in it keeps them; there, each new file takes its place by itself.
-    """
-    new, old = (folder.parent / f".{folder.name}.{state}" for state in ("new", "old"))
-    for left in (new, old):  # left by an export that was killed
-        shutil.rmtree(left, ignore_errors=True)
-    new.mkdir(parents=True)
+    trained = load_model(ckpt_path)
+    model = trained.model
+    configs = [gpt2_config(model), tokenizer_config(model), generation_config(model)]
+    config, *others = (json.dumps(content, indent=2).encode() + b"\n" for content in configs)
+    weights = safetensors.torch.save(gpt2_weights(model), {"format": "pt"})
+    contents = [config, weights, tokenizer_json(trained.vocabulary).encode(), *others]
+    contents.append(model_card(trained, Path(ckpt_path), folder.name).encode())
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        write(new)
-        if folder.is_dir() and any(folder.iterdir()) and not is_export(folder):
-            for name in FILES:
-                (new / name).replace(folder / name)
-            return
-        if folder.is_dir():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except OSError:
-            if old.is_dir():
-                old.rename(folder)
-            raise
-    finally:
-        for left in (new, old):
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.ExitStack() as files:  # they take their names when all are written, config.json as the last
+            for name, content in zip(FILES, contents, strict=True):
+                file = files.enter_context(atomic_write(folder / name))
+                file.write(content)
+                file.flush()
+    except BaseException:
+        if made:
+            folder.rmdir()
+        raise
 
 
 def parse_args(args=None):
