@@ -38,7 +38,7 @@ class GPTConfig:
 
     def __post_init__(self):
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_head {self.n_head} does not divide n_embd {self.n_embd}, which all heads share out")
+            raise ValueError(f"n_head {self.n_head} does not divide n_embd {self.n_embd}, which the heads share out")
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, M: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:

@@ -215,7 +215,7 @@ def model_config(args, vocab_size: int) -> GPTConfig:
     try:
         return GPTConfig(vocab_size, args.max_seq_len, **sizes, no_pos=args.no_pos, no_res=args.no_res)
     except ValueError as error:
-        raise UserError(f"--n_head, --n_embd: {error}") from None
+        raise UserError(f"--{error}") from None
 
 
 MODEL_HELP = "sizes, which the next four flags override: " + "; ".join(

@@ -95,19 +95,22 @@ def resume(trainer) -> None:
     path, args = trainer.folder / "last.pt", trainer.args
     model, vocabulary, checkpoint = load_checkpoint(path, trainer.device)
     check_same_vocabulary(vocabulary, path, trainer.vocabulary, args.data_root)
-    before = {**checkpoint["args"], **asdict(model.config)}
-    wanted = {**vars(args), **asdict(trainer.model.config)}
-    for name in SAME_ON_RESUME:
-        if before[name] != wanted[name]:
-            raise UserError(f"--{name} {wanted[name]} contradicts {path}, which has {before[name]}")
-    for name in PROGRESS:
-        setattr(trainer, name, checkpoint[name])
-    trainer.model.load_state_dict(model.state_dict())
-    if trainer.average is not None:
-        trainer.average.load_state_dict(checkpoint["average"])
-    for optimizer, state in zip(trainer.optimizers, checkpoint["optimizers"], strict=True):
-        optimizer.load_state_dict(state)
-    trainer.scaler.load_state_dict(checkpoint["scaler"])
+    try:
+        before = {**checkpoint["args"], **asdict(model.config)}
+        wanted = {**vars(args), **asdict(trainer.model.config)}
+        for name in SAME_ON_RESUME:
+            if before[name] != wanted[name]:
+                raise UserError(f"--{name} {wanted[name]} contradicts {path}, which has {before[name]}")
+        for name in PROGRESS:
+            setattr(trainer, name, checkpoint[name])
+        trainer.model.load_state_dict(model.state_dict())
+        if trainer.average is not None:
+            trainer.average.load_state_dict(checkpoint["average"])
+        for optimizer, state in zip(trainer.optimizers, checkpoint["optimizers"], strict=True):
+            optimizer.load_state_dict(state)
+        trainer.scaler.load_state_dict(checkpoint["scaler"])
+    except (LookupError, TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{path} cannot be resumed from ({error!r}): start again with --overwrite") from None
     last = trainer.rows[-1] if trainer.rows else {}
     finished = last.get("iter") == trainer.iteration and "stream_val_loss" in last  # which the end of a run measures
     if args.iters < trainer.iteration or (args.iters == trainer.iteration and not finished):

@@ -1,0 +1,651 @@
+"""The training room: optimiser, loss, measures, checkpoints, the machine, and the folder of a run."""
+
+import csv
+import dataclasses
+import hashlib
+import itertools
+import json
+import math
+import platform
+import random
+import subprocess
+import sys
+
+import matplotlib.image
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import QUICK, ROOT, TINY, train_tiny
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_corpus import TITLE_IDS, poems_of
+from test_model import SIZES, make, token_ids
+
+import train
+from songci.cli import UserError
+from songci.corpus.vocabulary import Vocabulary
+from songci.corpus.windows import IGNORE, ScoredWindows, stack_windows
+from songci.generation import Context
+from songci.training import device, runlog
+from songci.training.checkpoint import load_checkpoint, load_model, save_checkpoint
+from songci.training.device import choose_device, choose_dtype, few_threads, keep_large_blocks, seed_of, settle
+from songci.training.loss import TrainingLoss, head_loss, perplexity
+from songci.training.measure import Measures, mean_loss
+from songci.training.optim import Muon, make_optimizers, orthogonalize, schedule
+from songci.training.runlog import (
+    EVENTS,
+    LOG_FIELDS,
+    RUN_FILES,
+    check_folder,
+    log_line,
+    plot_curves,
+    read_log,
+    write_log,
+)
+
+# --- optimiser --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 20), (2, 20, 8)])
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 0.02), (torch.bfloat16, 0.1)])
+def test_orthogonalize_sets_the_singular_values_near_one_and_keeps_the_directions(shape, dtype, error):
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    result = orthogonalize(matrices, dtype)
+    for before, after in zip(matrices, result, strict=True):
+        U, S, Vh = torch.linalg.svd(before, full_matrices=False)
+        inside = U.T @ after @ Vh.T  # diagonal if the singular vectors stay
+        assert (inside - inside.diag().diag()).abs().max() < error
+        large = 0.2 * S.max() < S  # five steps leave the smallest behind
+        assert (inside.diag()[large] > 0.6).all() and (inside.diag() < 1.25).all()
+
+
+def test_muon_is_torchs_muon_done_in_batches():
+    """torch.optim.Muon takes one matrix at a time, in bfloat16: hence the tolerance."""
+    torch.manual_seed(0)
+    shapes = [(16, 16), (16, 16), (64, 16), (16, 64), (64, 16)]
+    start = [torch.randn(shape) for shape in shapes]
+    ours, theirs = ([torch.nn.Parameter(p.clone()) for p in start] for _ in range(2))
+    flags = {"lr": 0.02, "momentum": 0.95, "weight_decay": 0.1}
+    optimizers = [Muon(ours, **flags), torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **flags)]
+    for step in range(4):
+        torch.manual_seed(step)
+        for p, q in zip(ours, theirs, strict=True):
+            p.grad = torch.randn_like(p)
+            q.grad = p.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for p, q, p0 in zip(ours, theirs, start, strict=True):
+        assert (p - q).norm() < 0.05 * (p - p0).norm()
+
+
+@pytest.mark.parametrize("kind", ["muon", "adamw"])
+def test_every_parameter_has_one_optimiser_and_only_matrices_decay(kind):
+    model = make(SIZES[1])
+    groups = [g for o in make_optimizers(model, 0.01, 0.02, 0.1, kind) for g in o.param_groups]
+    parameters = [p for group in groups for p in group["params"]]
+    assert len(parameters) == len({id(p) for p in parameters}) == len(list(model.parameters()))
+    for group in groups:
+        assert {p.dim() for p in group["params"]} == ({2} if group["weight_decay"] else {1})
+    rates = {id(p): group["base_lr"] for group in groups for p in group["params"]}
+    inside = 0.02 if kind == "muon" else 0.01
+    assert rates[id(model.layers[0].attention.query.weight)] == inside
+    assert rates[id(model.token_embedding.weight)] == rates[id(model.layers[0].attention.query.bias)] == 0.01
+
+
+def test_the_learning_rate_warms_up_and_falls_to_zero():
+    rates = [schedule(i, 1000, 100) for i in range(1001)]
+    assert rates[0] == 0.01 and rates[99] == rates[100] == max(rates) == 1.0
+    assert math.isclose(rates[550], 0.5) and rates[1000] == 0.0
+    assert all(a < b for a, b in itertools.pairwise(rates[:100]))
+    assert all(a > b for a, b in itertools.pairwise(rates[100:]))
+    assert schedule(0, 1, 0) == 1.0 and schedule(2, 3, 100) == 0.03
+
+
+@pytest.fixture
+def trainer(data_root, tmp_path):
+    """trainer(*flags) → a Trainer of a tiny model."""
+
+    def make_trainer(*flags):
+        arguments = ["--data_root", data_root, "--ckpt_path", tmp_path, *TINY, *QUICK, *flags]
+        return train.Trainer(train.parse_args(list(map(str, arguments))))
+
+    return make_trainer
+
+
+def test_the_flags_reach_the_optimisers(trainer):
+    flags = ["--lr", 0.03, "--muon_lr", 0.05, "--weight_decay", 0.07]
+    adamw, muon = trainer(*flags).optimizers
+    assert [(g["base_lr"], g["weight_decay"]) for g in adamw.param_groups] == [(0.03, 0.07), (0.03, 0.0)]
+    assert [(g["base_lr"], g["weight_decay"]) for g in muon.param_groups] == [(0.05, 0.07)]
+
+
+def test_every_step_takes_the_rates_of_its_iteration(trainer):
+    run = trainer("--warmup_iters", 4, "--lr", 0.01, "--muon_lr", 0.02)
+    rates = []
+    for _ in range(12):
+        run.iterate()
+        rates.append([group["lr"] for optimizer in run.optimizers for group in optimizer.param_groups])
+    shares = [1 / 4, 2 / 4, 3 / 4, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
+    assert rates == [pytest.approx([0.01 * share, 0.01 * share, 0.02 * share]) for share in shares]
+
+
+@pytest.mark.parametrize("clip", [0, 0.25])
+def test_the_gradient_is_clipped_and_its_norm_reported_as_it_was_before(trainer, clip):
+    run, norms = trainer("--grad_clip", clip), []
+
+    def remember(*_):
+        norms.append(torch.cat([p.grad.flatten() for p in run.model.parameters()]).norm().item())
+
+    run.optimizers[0].register_step_pre_hook(remember)
+    for _ in range(2):
+        _, reported = run.iterate()
+        assert reported > 0.3 and norms.pop() == pytest.approx(clip or reported, rel=1e-4)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(trainer, monkeypatch):
+    run = trainer()
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
+    with pytest.raises(UserError, match="gradient's norm inf at iteration 0"):
+        run.iterate()
+
+
+# --- loss -------------------------------------------------------------------------------------------------------------
+
+
+def problem(rows=40, C=12, V=50):
+    torch.manual_seed(0)
+    hidden = torch.randn(2, rows // 2, C, requires_grad=True)
+    weight = torch.randn(V, C, requires_grad=True)
+    targets = torch.randint(V, (2, rows // 2))
+    targets[0, 3:7] = IGNORE
+    return hidden, weight, targets
+
+
+def value_and_gradients(loss, *parameters):
+    return [loss, *torch.autograd.grad(3 * loss, parameters)]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1000])
+def test_value_and_gradients_equal_those_of_torchs_cross_entropy(monkeypatch, chunk):
+    monkeypatch.setattr("songci.training.loss.CHUNK_ROWS", chunk)
+    hidden, weight, targets = problem()
+    plain = F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+    expected = value_and_gradients(plain, hidden, weight)
+    for ours, theirs in zip(
+        value_and_gradients(head_loss(hidden, weight, targets), hidden, weight), expected, strict=True
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_bfloat16_is_close():
+    hidden, weight, targets = problem(400, 64)
+    exact = value_and_gradients(head_loss(hidden, weight, targets), hidden, weight)
+    rough = value_and_gradients(head_loss(hidden, weight, targets, torch.bfloat16), hidden, weight)
+    for ours, theirs in zip(rough, exact, strict=True):
+        assert ours.dtype == torch.float32 and (ours - theirs).norm() < 0.01 * theirs.norm()
+
+
+def test_targets_that_are_all_ignored_give_zero():
+    hidden, weight, targets = problem()
+    assert head_loss(hidden, weight, torch.full_like(targets, IGNORE)).item() == 0
+
+
+def test_a_certain_mistake_is_a_finite_loss():
+    hidden, weight = torch.ones(1, 1, 1), torch.tensor([[1000.0], [0.0]])
+    assert math.isfinite(head_loss(hidden, weight, torch.tensor([[1]])).item())
+
+
+def test_perplexity_is_e_to_the_loss():
+    assert math.isclose(perplexity(700), math.exp(700))
+    assert perplexity(0) == 1 and math.isclose(perplexity(math.log(50)), 50) and perplexity(1e9) == math.inf
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_layers_and_head_compute_in_the_type_asked_for(dtype, monkeypatch):
+    model, seen = make(SIZES[0]), []
+    model.layers[0].attention.query.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    monkeypatch.setattr(
+        "songci.training.loss.head_loss", lambda *arguments: seen.append(arguments[3]) or head_loss(*arguments)
+    )
+    U = token_ids(model.config)
+    value = TrainingLoss(model, dtype)(U, U)
+    assert seen == [dtype, dtype] and value.dtype == torch.float32
+    expected = F.cross_entropy(model(U)[0].flatten(0, 1), U.flatten())
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5 if dtype == torch.float32 else 2e-2)
+
+
+# --- measures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [2, 10, 24, 25, 26, 49, 200])
+@pytest.mark.parametrize("batchsize", [1, 3])
+def test_the_stream_loss_counts_every_token_once(n, batchsize):
+    config = SIZES[1]  # windows of 24
+    model = make(config)
+    tokens = np.random.default_rng(0).integers(config.vocab_size, size=n).astype("<u2")
+    total = 0.0
+    for start in range(0, n - 1, 24):
+        piece = torch.from_numpy(tokens[start : start + 25].astype(np.int64))[None]
+        with torch.no_grad():
+            total += F.cross_entropy(model(piece[:, :-1])[0][0], piece[0, 1:], reduction="sum").item()
+    assert math.isclose(
+        mean_loss(model, tokens, ScoredWindows.of_stream(tokens, 24), batchsize), total / (n - 1), rel_tol=1e-5
+    )
+
+
+@pytest.mark.parametrize("seq_len", [4, 7, 8, 16])
+def test_poem_windows_predict_every_character_once_in_the_windows_that_sampling_uses(seq_len):
+    tokens, starts = poems_of(6, 9, 10, 16, 17, 18, 24, 25, 26, 40, 57, before=3)
+    windows = ScoredWindows.of_poems(tokens, TITLE_IDS, seq_len)
+    seen = {}  # predicted place -> the place where its window starts
+    for start, scored, length in zip(windows.start, windows.scored, windows.length, strict=True):
+        for place in range(start + scored, start + length):
+            assert place + 1 not in seen
+            seen[place + 1] = start
+    for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
+        context = Context(seq_len, TITLE_IDS, [])
+        for place in range(start, end - 1):
+            context.append(int(tokens[place]))
+            if place - start >= 2:  # the title mark is read: the context is the window so far
+                assert seen.pop(place + 1) == place + 1 - len(context.ids)
+            else:
+                assert seen.pop(place + 1) == start
+    assert not seen
+
+
+def test_the_poem_loss_is_the_mean_over_the_poems_characters():
+    config = SIZES[1]
+    model = make(config)
+    tokens, _ = poems_of(9, 30, 25, 60, before=5)
+    windows = ScoredWindows.of_poems(tokens, TITLE_IDS, config.max_seq_len)
+    total, count = 0.0, 0
+    for start, scored, length in zip(windows.start, windows.scored, windows.length, strict=True):
+        for place in range(start + scored, start + length):
+            piece = torch.from_numpy(tokens[start : place + 1].astype(np.int64))[None]
+            with torch.no_grad():
+                total -= torch.log_softmax(model(piece)[0][0, -1], -1)[tokens[place + 1]].item()
+            count += 1
+    assert count == 9 + 30 + 25 + 60 - 4
+    assert math.isclose(mean_loss(model, tokens, windows, 3), total / count, rel_tol=1e-5)
+
+
+def test_a_share_of_the_poems_windows_is_spread_evenly(monkeypatch):
+    tokens, _ = poems_of(9, 30, 25, 60, 44, 12, 40)
+    measures, model, seen = Measures(tokens, TITLE_IDS, SIZES[1].max_seq_len, 3), make(SIZES[1]), []
+    poems = measures.windows["poem"]
+    monkeypatch.setattr(
+        "songci.training.measure.stack_windows", lambda t, starts, n: seen.extend(starts) or stack_windows(t, starts, n)
+    )
+    assert len(poems) == 15
+    for count, taken in ((4, [0, 3, 7, 11]), (5, [0, 3, 6, 9, 12]), (15, range(15)), (99, range(15))):
+        seen.clear()
+        measures.loss("poem", model, count)
+        assert seen == [poems.start[i] for i in taken]
+
+
+def test_a_loss_is_measured_without_dropout_and_training_goes_on_with_it():
+    model, tokens = make(dataclasses.replace(SIZES[1], dropout=0.5)), np.arange(97, dtype="<u2")
+    windows = ScoredWindows.of_stream(tokens, 24)
+    expected = mean_loss(model, tokens, windows, 4)
+    assert mean_loss(model.train(), tokens, windows, 4) == expected and model.training
+    assert not model.eval().training and mean_loss(model, tokens, windows, 4) == expected and not model.training
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_brings_back_the_model_and_its_vocabulary(tmp_path):
+    for flags in ({}, {"no_pos": True}, {"no_res": True}):
+        config = dataclasses.replace(SIZES[0], **flags)
+        model, vocabulary = make(config), Vocabulary("".join(map(chr, range(50, 100))), {"a": "b"})
+        save_checkpoint(tmp_path / "best.pt", model, vocabulary, iteration=3)
+        loaded, loaded_vocabulary, checkpoint = load_checkpoint(tmp_path / "best.pt")
+        U = token_ids(config)
+        assert torch.equal(loaded.eval()(U)[0], model(U)[0])
+        assert loaded.config == config and loaded_vocabulary == vocabulary and checkpoint["iteration"] == 3
+        assert loaded.head.weight is loaded.token_embedding.weight
+
+
+def test_the_model_of_a_run_drops_nothing(tmp_path):
+    model = make(dataclasses.replace(SIZES[0], dropout=0.5))
+    save_checkpoint(tmp_path / "best.pt", model, Vocabulary("".join(map(chr, range(50, 100)))))
+    loaded = load_model(tmp_path).model
+    U = token_ids(model.config)
+    assert not loaded.training and torch.equal(loaded(U)[0], model(U)[0])
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "best.pt"
+    with pytest.raises(UserError, match=r"run train\.py --ckpt_path"):
+        load_checkpoint(path)
+    config = SIZES[0]
+    vocabulary = Vocabulary("".join(map(chr, range(50, 100))))
+    save_checkpoint(path, make(config), vocabulary)
+    content = path.read_bytes()
+    for damaged in (b"", b"x", content[: len(content) // 2], content[:-1]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match="damaged"):
+            load_checkpoint(path)
+    torch.save({"model": torch.nn.Linear(2, 2)}, path)  # a pickled class
+    with pytest.raises(UserError, match="damaged"):
+        load_checkpoint(path)
+    for place in random.Random(0).sample(range(len(content)), 60):  # one bit flipped
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        try:
+            loaded, _, _ = load_checkpoint(path)
+        except UserError as error:
+            assert "damaged" in str(error)
+        else:  # in what the zip file says of its parts, and nobody reads
+            assert all(map(torch.equal, loaded.state_dict().values(), make(config).state_dict().values()))
+    for change in ({"vocab_size": 51}, {"max_seq_len": 17}, {"n_head": 3}, {"title": (0,)}):
+        save_checkpoint(path, make(config), vocabulary)
+        checkpoint = torch.load(path)
+        checkpoint["config"].update(change)
+        torch.save(checkpoint, path)
+        with pytest.raises(UserError, match="damaged"):
+            load_checkpoint(path)
+
+
+# --- the machine ------------------------------------------------------------------------------------------------------
+
+
+def test_auto_takes_the_best_device_there_is(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto").type == choose_device("cpu").type == "cpu"
+    with pytest.raises(UserError, match="--device cuda"):
+        choose_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto").type == choose_device("cuda").type == "cuda"
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert choose_device("auto").type == "cuda" and choose_device("mps").type == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto").type == "mps"
+
+
+def test_auto_takes_bfloat16_on_gpus_that_have_it(monkeypatch):
+    for has_it, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has_it=has_it: has_it)
+        assert choose_dtype("auto", torch.device("cuda")) == expected
+    assert choose_dtype("auto", torch.device("mps")) == torch.float32
+
+
+def test_float16_is_for_cuda_alone():
+    assert choose_dtype("float16", torch.device("cuda")) == torch.float16
+    for kind in ("cpu", "mps"):
+        with pytest.raises(UserError, match=f"float16 is for GPUs: on {kind} use"):
+            choose_dtype("float16", torch.device(kind))
+
+
+def test_every_choice_of_numbers_has_a_seed_of_its_own():
+    choices = [(a, b, c) for a in range(3) for b in range(20) for c in range(3)]
+    seeds = [seed_of(*choice) for choice in choices]
+    assert len(set(seeds)) == len(choices) and all(0 <= seed < 2**63 for seed in seeds)
+    assert seeds == [seed_of(*choice) for choice in choices]
+
+
+@pytest.mark.parametrize(("dtype", "scales"), [(torch.float16, True), (torch.bfloat16, False), (torch.float32, False)])
+def test_gradients_are_scaled_for_float16_alone(data_root, tmp_path, monkeypatch, dtype, scales):
+    monkeypatch.setattr(train, "choose_dtype", lambda *_: dtype)  # as if the CPU were a GPU
+    args = train.parse_args(["--data_root", str(data_root), "--ckpt_path", str(tmp_path), *TINY, *QUICK])
+    assert train.Trainer(args).scaler.is_enabled() is scales
+
+
+def test_one_process_that_found_float32_faster_decides_for_all(data_root, tmp_path, monkeypatch):
+    flags = ["--data_root", str(data_root), "--ckpt_path", str(tmp_path), *TINY, *QUICK]
+    monkeypatch.setattr(train, "choose_dtype", lambda *_: torch.bfloat16)
+    for share, expected in ((1, torch.bfloat16), (0.5, torch.float32)):
+        monkeypatch.setattr(train.Parallel, "total", lambda self, own, device, share=share: [own * share])
+        assert train.Trainer(train.parse_args(flags)).dtype == expected
+
+
+@pytest.mark.parametrize(
+    ("bfloat16_takes", "expected"), [(0.5, torch.bfloat16), (0.9, torch.float32), (2.0, torch.float32)]
+)
+def test_auto_takes_bfloat16_where_it_is_clearly_faster(monkeypatch, bfloat16_takes, expected):
+    """With a clock that goes on by what a product of each type is said to take."""
+    now = [0.0]
+
+    class Operand:
+        def __init__(self, dtype):
+            self.dtype = dtype
+
+        def __matmul__(self, other):
+            now[0] += bfloat16_takes if self.dtype == torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(device.torch, "ones", lambda *shape, dtype: Operand(dtype))
+    monkeypatch.setattr(device.time, "perf_counter", lambda: now[0])
+    assert choose_dtype("auto", torch.device("cpu")) == expected
+    assert choose_dtype("float32", torch.device("cpu")) == torch.float32
+    assert choose_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+
+
+def test_keeping_large_blocks_does_no_harm_where_there_is_no_glibc(monkeypatch):
+    def missing(name):
+        raise OSError
+
+    keep_large_blocks()
+    monkeypatch.setattr(device.ctypes, "CDLL", missing)
+    keep_large_blocks()
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_large_blocks_are_kept():
+    """Counted by the pages that the system has to map while a block of 64 MiB is taken and freed again and again."""
+    program = """if True:
+        import resource, sys, torch
+        from songci.training import device
+        if sys.argv[1] == "kept":
+            device.keep_large_blocks()
+        for _ in range(10):
+            torch.ones(1 << 24)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.ones(1 << 24)
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    """
+    faults = {}
+    for how in ("kept", "usual"):
+        done = subprocess.run([sys.executable, "-c", program, how], cwd=ROOT, capture_output=True, text=True)
+        faults[how] = int(done.stdout)
+    assert faults["kept"] < 0.1 * faults["usual"]
+
+
+def test_a_resumed_run_settles_on_what_it_began_with(tmp_path, monkeypatch):
+    """And a GPU alone is allowed TF32. What the flags say, and what this machine lacks, is not taken from the run."""
+    asked, threads = [], []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (tmp_path / "config.json").write_text('{"device": "cpu", "dtype": "bfloat16", "threads": 3}')
+    args = train.parse_args(["--resume"])
+    assert settle(args, tmp_path).type == "cpu" and args.dtype == "bfloat16" and threads == [3] and asked == []
+    args = train.parse_args(["--resume", "--device", "cuda", "--dtype", "float32"])
+    assert settle(args, tmp_path).type == "cuda" and args.dtype == "float32" and asked == ["high"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    (tmp_path / "config.json").write_text('{"device": "cuda:1", "dtype": "float32", "threads": 3}')
+    assert settle(train.parse_args(["--resume"]), tmp_path).type == "cpu"
+    args = train.parse_args([])
+    assert settle(args, tmp_path).type == "cpu" and args.dtype == "auto"
+
+
+def test_sampling_from_a_small_model_takes_one_thread(monkeypatch):
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    few_threads(make(SIZES[0]))  # the tests set OMP_NUM_THREADS
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    few_threads(make(dataclasses.replace(SIZES[0], n_embd=256)))
+    assert threads == []
+    few_threads(make(SIZES[0]))
+    assert threads == [1]
+
+
+# --- the folder of a run ----------------------------------------------------------------------------------------------
+
+
+ROWS = [dict.fromkeys(LOG_FIELDS, i + 1.5) for i in range(3)]
+
+
+def test_a_log_is_read_as_it_was_written(tmp_path):
+    rows = [{name: value for name, value in ROWS[0].items() if "poem" not in name}, ROWS[1]]
+    write_log(tmp_path / "log.csv", rows)
+    assert (tmp_path / "log.csv").read_bytes().decode().splitlines()[0] == ",".join(LOG_FIELDS)
+    assert read_log(tmp_path / "log.csv") == rows
+
+
+def test_a_damaged_log_is_refused(tmp_path):
+    (tmp_path / "log.csv").write_text("iter,train_loss\n1,x\n")
+    with pytest.raises(UserError, match="damaged"):
+        read_log(tmp_path / "log.csv")
+
+
+def test_a_log_keeps_six_digits(tmp_path):
+    write_log(tmp_path / "log.csv", [{"iter": 123456, "lr": 1.234567e-5, "val_loss": 4.567894}])
+    assert (tmp_path / "log.csv").read_text().splitlines()[1].rstrip(",") == "123456,1.23457e-05,,,4.56789"
+
+
+def test_a_line_of_the_report_tells_what_the_row_holds():
+    values = {"lr": 0.0012, "train_loss": 1.5, "val_loss": 2.5, "train_perplexity": 4.5, "val_perplexity": 12.2}
+    line = log_line({"iter": 7, **values, "grad_norm": 0.75, "tokens_per_second": 12345.6})
+    assert [" ".join(part.split()) for part in line.split("|")] == [
+        *("iter 7", "loss 1.5000", "val loss 2.5000", "perplexity 4.5", "val perplexity 12.2"),
+        *("norm 0.75", "lr 1.20e-03", "12,346 tok/s"),
+    ]
+
+
+def test_the_row_of_an_evaluation_is_of_the_iterations_since_the_last(data_root, tmp_path, monkeypatch):
+    """With a clock that says half a second for each iteration."""
+    iterate, steps = train.Trainer.iterate, []
+    ticks = itertools.count()
+    monkeypatch.setattr(train.time, "perf_counter", lambda: next(ticks) / 2)
+    monkeypatch.setattr(train.Trainer, "iterate", lambda self: steps.append(iterate(self)) or steps[-1])
+    folder = train_tiny(data_root, tmp_path / "run", "--dtype", "float32")
+    for row, end in zip(read_log(folder / "log.csv"), (4, 8, 12), strict=True):
+        assert row["train_loss"] == pytest.approx(sum(loss for loss, _ in steps[end - 4 : end]) / 4, rel=1e-5)
+        assert row["grad_norm"] == pytest.approx(steps[end - 1][1], rel=1e-5)
+        assert row["tokens_per_second"] == 4 * 16 / 0.5
+    result = json.loads((folder / "result.json").read_text())
+    assert result["seconds"] == 6 and result["tokens_per_second"] == 4 * 16 / 0.5
+
+
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_any_file_of_a_run_protects_its_folder(tmp_path, name):
+    check_folder(tmp_path, resume=False, overwrite=False)
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match="--resume, or start again with --overwrite"):
+        check_folder(tmp_path, resume=False, overwrite=False)
+    check_folder(tmp_path, resume=False, overwrite=True)
+    if name != "last.pt":
+        with pytest.raises(UserError, match=r"no last\.pt"):
+            check_folder(tmp_path, resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_new_run_clears_the_folder_and_a_resumed_one_keeps_it(tmp_path, resume):
+    half_written = [f".{name}.abc" for name in [*RUN_FILES, "config.json"]]
+    kept, cleared = ["notes.txt", ".hidden"], [*RUN_FILES, "events.out.tfevents.1"]
+    for name in [*half_written, *kept, *cleared]:
+        (tmp_path / name).write_text(name)
+    runlog.begin_folder(tmp_path, resume, {"seed": 7}, tmp_path)
+    expected = [*kept, "config.json", *(cleared if resume else [])]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(expected)
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == 7
+
+
+def test_config_tells_of_corpus_and_code(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setattr(runlog, "__file__", str(tmp_path / "songci/training/runlog.py"))
+    text = bytes(range(1, 256)) * 10_000  # of more than one block
+    (tmp_path / "input.txt").write_bytes(text)
+    found = runlog.provenance(tmp_path)
+    assert found["corpus_sha256"] == hashlib.sha256(text).hexdigest() and "git_commit" not in found
+    who = ["-c", "user.name=n", "-c", "user.email=e@example.org", "-c", "commit.gpgsign=false"]
+    for command in (["init", "-q"], ["add", "input.txt"], [*who, "commit", "-q", "-m", "m"]):
+        subprocess.run(["git", "-C", str(tmp_path), *command], check=True)
+    found = runlog.provenance(tmp_path)
+    assert len(found["git_commit"]) in (40, 64) and found["git_changes"] is False
+    (tmp_path / "input.txt").write_text("changed")
+    assert runlog.provenance(tmp_path)["git_changes"] is True
+
+
+def test_curves_show_the_numbers_of_the_log(tmp_path, monkeypatch):
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k))
+    rows = [{name: 10 * i + place for place, name in enumerate(LOG_FIELDS)} for i in range(3)]
+    plot_curves({"": rows}, tmp_path / "curves.png")
+    plot_curves({"a": rows, "b": rows[:2]}, tmp_path / "curves.png")
+    names = [("train", "validation"), ("a train", "a val", "b train", "b val")]
+    for figure, labels in zip(figures, names, strict=True):
+        assert [axes.get_yscale() for axes in figure.axes] == ["linear", "log"]
+        for axes, measure in zip(figure.axes, ("loss", "perplexity"), strict=True):
+            assert axes.get_title() == measure and tuple(line.get_label() for line in axes.lines) == labels
+            for line, label in zip(axes.lines, labels, strict=True):
+                split, shown = "train" if "train" in label else "val", rows[:2] if label[0] == "b" else rows
+                assert line.get_linestyle() == ("--" if split == "train" else "-")
+                assert line.get_xdata().tolist() == [row["iter"] for row in shown]
+                assert line.get_ydata().tolist() == [row[f"{split}_{measure}"] for row in shown]
+
+
+@pytest.mark.parametrize("name", ["curves.jpg", "curves.png"])
+def test_curves_of_one_run_and_of_several_are_drawn(tmp_path, name):
+    pictures = []
+    for runs in ({"": ROWS}, {"a": ROWS, "b": ROWS[:2]}):
+        plot_curves(runs, tmp_path / name)
+        pictures.append(matplotlib.image.imread(tmp_path / name))
+    assert all(picture.std() > 0.05 for picture in pictures)
+    assert (pictures[0] != pictures[1]).any()
+
+
+def test_a_run_with_a_chinese_name_is_drawn_without_boxes(tmp_path, recwarn):
+    """matplotlib warns of each character that it has no glyph for."""
+    row = {"iter": 1, "train_loss": 1, "val_loss": 1, "train_perplexity": 3, "val_perplexity": 3}
+    plot_curves({"宋词": [row], "default": [row]}, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_a_log_is_a_table_that_any_program_reads(ckpt_path):
+    content = (ckpt_path / "log.csv").read_bytes()
+    assert b"\r" not in content and content.isascii() and content.endswith(b"\n")
+    header, *rows = csv.reader(content.decode().splitlines())
+    assert header == LOG_FIELDS and len(rows) == 3
+    for row in rows:
+        assert len(row) == len(header)
+        filled = [cell for cell in row if cell]
+        assert all(math.isfinite(float(cell)) for cell in filled)
+        assert row[: len(filled)] == filled and len(filled) in (len(header), len(header) - 4)  # the last row has all
+    assert all(rows[-1])
+
+
+def curves(folder) -> dict[str, dict[int, float]]:
+    """What TensorBoard itself reads from a run's folder: {tag: {step: value}}."""
+    reader = EventAccumulator(str(folder))
+    reader.Reload()
+    return {tag: {event.step: event.value for event in reader.Scalars(tag)} for tag in reader.Tags()["scalars"]}
+
+
+def test_tensorboard_reads_every_row_of_the_log_of_a_run_that_went_on(data_root, tmp_path):
+    folder = train_tiny(data_root, tmp_path / "run", "--tensorboard")
+    lost = runlog.TensorBoard(folder)
+    lost.add({"iter": 15, "train_loss": 99.0})  # of a run that was killed before it saved anything after 12
+    train_tiny(data_root, folder, "--tensorboard", "--resume", "--iters", "20", "--eval_interval", "2")
+    found, rows = curves(folder), read_log(folder / "log.csv")
+    assert [row["iter"] for row in rows] == [4, 8, 12, 14, 16, 18, 20]
+    for row in rows:
+        for name in ("lr", "grad_norm", "tokens_per_second"):
+            assert found[name][row["iter"]] == pytest.approx(row[name], rel=1e-4)
+    for tag, name in (("loss/train", "train_loss"), ("perplexity/val", "val_perplexity")):
+        assert found[tag] == pytest.approx({row["iter"]: row[name] for row in rows}, rel=1e-4)
+    assert found["loss/poem_val"].keys() == {12, 20}
+    train_tiny(data_root, folder, "--overwrite")
+    assert not list(folder.glob(EVENTS))  # a new run has no curves of another
+
+
+def test_without_the_package_nothing_of_an_earlier_run_is_touched(assert_user_error, ckpt_path, data_root, monkeypatch):
+    before = (ckpt_path / "last.pt").read_bytes()
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    flags = ["--data_root", data_root, "--ckpt_path", ckpt_path, *TINY, *QUICK, "--overwrite", "--tensorboard"]
+    assert_user_error(train, *flags, words=["--tensorboard", "pip install tensorboard"])
+    assert (ckpt_path / "last.pt").read_bytes() == before
