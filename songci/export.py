@@ -146,8 +146,8 @@ Over the last 10 % of the text, which it was not trained on:
 | the text is read | loss (nats a character) | perplexity |
 |---|---|---|
 """
-DEFAULT_CORPUS = """全宋词, the Complete Song Ci, in the edition of the project chinese-poetry (MIT licence), cleaned; the
-poems are in the public domain."""
+DEFAULT_CORPUS = """全宋词, the Complete Song Ci, in the edition of the project chinese-poetry (MIT licence),
+cleaned; the poems are in the public domain."""
 FLAGS = ["iters", "batchsize", "optimizer", "lr", "muon_lr", "dropout", "seed"]
 
 

@@ -1,4 +1,4 @@
-"""What the tests on hostile files share: damaging a file, bounds of time and memory, and counting the cases."""
+"""What the tests on hostile files share: damaging a file, and bounds of time."""
 
 import contextlib
 import io
@@ -10,20 +10,14 @@ import resource
 import signal
 import sys
 import warnings
-import zipfile
-from collections import Counter
-from pathlib import Path
 
 import hypothesis.strategies as st
-import torch
 from conftest import tuned_text
 from hypothesis import HealthCheck, settings
 
 from songci import cli
 
-CASES: Counter = Counter()  # by kind of file
 SECONDS = 20  # for a case: it takes milliseconds, on a busy machine tenths of a second
-MEGABYTES = 200  # that a hostile file may cost, beside what the interpreter has
 
 ANY_TEXT = st.text(st.characters(), max_size=40)  # surrogates too
 NEAR_TEXT = st.text(st.sampled_from("+\n\r\t \0。，、！.（）()清平乐如梦令东红一丁七□é😀\u2028"), max_size=200)
@@ -67,7 +61,6 @@ def bounded():
 
 def case(kind: str, function, *args):
     """A result, or None for what a user is told in one line; all else, and a hang, is raised."""
-    CASES[kind] += 1
     silent = contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO())
     with bounded(), silent[0], silent[1], warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # it would be a second line
@@ -100,23 +93,6 @@ def damaged(content: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def parts_of(path: Path) -> dict[str, bytes]:
-    """The parts of a checkpoint, by their names without the folder in the zip file."""
-    with zipfile.ZipFile(path) as archive:
-        return {name.partition("/")[2]: archive.read(name) for name in archive.namelist()}
-
-
-def put_together(path: Path, parts: dict[str, bytes]) -> Path:
-    """A checkpoint of these parts, as torch's own writer makes it: with right lengths and check sums."""
-    writer = torch._C.PyTorchFileWriter(str(path))
-    for name, content in parts.items():
-        if name not in ("version", ".data/serialization_id", "byteorder", ".format_version", ".storage_alignment"):
-            writer.write_record(name, content, len(content))
-    writer.write_record("byteorder", b"little", 6)
-    writer.write_end_of_file()
-    return path
-
-
 def leaves(value, path=()) -> list[tuple]:
     """The places of a nested value: paths of keys, those of containers too."""
     children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -133,18 +109,6 @@ def replaced(value, path: tuple, new):
     else:
         copy[path[0]] = replaced(copy[path[0]], path[1:], new)
     return copy
-
-
-def hostile_values(value, seed: int, count: int):
-    """`count` copies of a nested value, each with a hostile value at a random place, or at two."""
-    rng = random.Random(seed)
-    for _ in range(count):
-        changed = value
-        for _ in range(rng.choice([1, 1, 2])):
-            changed = replaced(changed, rng.choice(leaves(changed)), rng.choice(HOSTILE))
-            if not isinstance(changed, (dict, list)):
-                break
-        yield None if changed is LOST else changed
 
 
 def in_child(function, *args, user: int | None = None, file_size: int | None = None) -> tuple[int, str, int]:

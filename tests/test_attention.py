@@ -7,9 +7,12 @@ import re
 import shutil
 from dataclasses import replace
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
+from hostile import ANY_TEXT, NEAR_TEXT, POEMS, case, fuzz
+from hypothesis import given
 from PIL import Image
 from readings import DATA, POEM, RUN, make_project, read_corpus
 
@@ -17,8 +20,9 @@ import model as gpt
 from songci import attention, fonts
 from songci.attention import __main__ as command
 from songci.attention import page, plots, stats
-from songci.cli import UserError
+from songci.cli import UserError, read_text
 from songci.corpus.vocabulary import Vocabulary
+from songci.training.checkpoint import load_model
 
 CLAUSES = "+++调\n甲乙丙丁，子丑寅。"  # places: 0-3 title, 4 line end, 5-8, 9 comma, 10-12, 13
 
@@ -136,8 +140,8 @@ def test_ablation_measures_each_head_by_itself(reading):
 @pytest.mark.parametrize("num_windows", [1, 5, 10_000])
 def test_validation_loss_is_the_same_each_time_and_of_so_many_windows(reading, data_root, num_windows, monkeypatch):
     used = []
-    real = stats.poem_loss
-    monkeypatch.setattr(stats, "poem_loss", lambda *args, **kw: used.append(args[2]) or real(*args, **kw))
+    real = stats.mean_loss
+    monkeypatch.setattr(stats, "mean_loss", lambda *args, **kw: used.append(args[2]) or real(*args, **kw))
     loss = stats.validation_loss(data_root, reading.model, reading.title, num_windows)
     assert loss() == loss() > 0 and len(used[0]) == len(used[1]) <= num_windows
     assert len(used[0]) == num_windows or num_windows == 10_000  # more than there are
@@ -594,3 +598,14 @@ def test_a_font_that_came_after_matplotlibs_list_is_found(tmp_path, monkeypatch)
         assert fonts.find("春").missing == frozenset()
     finally:
         fonts.installed.cache_clear()
+
+
+@pytest.mark.slow
+@fuzz(150)
+@given(content=st.one_of(st.binary(), ANY_TEXT, NEAR_TEXT, POEMS))
+def test_any_text_to_look_at(tuned_ckpt, file, content):
+    model, vocabulary, _ = load_model(tuned_ckpt)
+    path = file("text.txt", content)
+    reading = case("text", lambda: stats.read(model, vocabulary, read_text(path)))
+    if reading:
+        case("text", lambda: stats.head_statistics(reading.weights, reading.text))

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, song_text, tuned_text
-from hostile import ANY_TEXT, POEMS, case, damaged, fuzz
+from hostile import ANY_TEXT, JSON, POEMS, case, damaged, fuzz
 from hypothesis import given, settings
 
 import prepare
@@ -704,3 +704,13 @@ def test_poem_windows_need_poems_in_both_splits():
         assert not use_poem_windows("auto", train_poems, val_poems)
         with pytest.raises(UserError, match=r"not have \+\+\+ titles in both splits"):
             use_poem_windows("poem", train_poems, val_poems)
+
+
+@pytest.mark.slow
+@fuzz(60)
+@given(st.one_of(st.binary(), JSON), st.integers(0, 21))
+def test_any_files_of_quansongci(file, content, number):
+    """As laid there by hand. Those that are not the known ones are not even parsed."""
+    for i, name in enumerate(quansongci.FILES):
+        path = file(name, content if i == number else b"[]")
+    assert case("ci.song", quansongci.obtain, path.parent, "file:///nowhere") is None
