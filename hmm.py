@@ -1,9 +1,7 @@
 """Hidden Markov models (隐含马尔可夫模型) with discrete observations: the phone-store exercise, or a model of your own.
 
-Without flags it works through the handout's exercise as one would on paper: the model λ = (π, A, B), the forward and
-backward variables α and β, P(O) in three ways, the posteriors γ and ξ, all paths, Viterbi's δ and ψ and the best path.
-The states are S1 畅销 (selling well) and S2 滞销 (selling badly); the observations are the grades of phone bought month
-by month: H high, M middle, L low.
+Without flags it works through the handout's exercise as one would on paper. The states are S1 畅销 (selling well) and S2
+滞销 (selling badly); the observations are the grades of phone bought month by month: H high, M middle, L low.
 
   python hmm.py --lang en --plot trellis.png          in English, and the trellis as a picture
   python hmm.py --model model.json --obs a,b,b        any other model; some are in data/hmm, the exercise too
@@ -150,11 +148,9 @@ EXACT_UP_TO = 400  # T·N² of small problems, which take no time in fractions
 class HMM:
     """λ = (π, A, B), with the names of its N states and M symbols (by default S1 … SN and v1 … vM).
 
-    `startprob` (N,) holds π_i, `transmat` (N, N) a_ij from row i to column j, `emissionprob` (N, M) b_i(k), as floats
-    or fractions. They are copied and made read-only. A bad matrix raises ModelError, which names the row and its sum.
-
-    The methods solve sequences of any length, given as symbols' indices (T,). They raise ModelError if it is not such
-    a sequence, and if P(O|λ) = 0, those that find posteriors or the best path raise ImpossibleSequenceError.
+    π (N,), A (N, N) and B (N, M) are floats or fractions, copied and made read-only. The methods take observations as
+    symbols' indices (T,), of any length. A bad matrix raises ModelError, which names the row and its sum, and so do bad
+    observations. If P(O|λ) = 0, methods that find posteriors or the best path raise ImpossibleSequenceError.
     """
 
     def __init__(self, startprob, transmat, emissionprob, states: Sequence[str] = (), symbols: Sequence[str] = ()):
@@ -170,10 +166,7 @@ class HMM:
 
     @functools.cached_property
     def exact(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """π, A, B in fractions; a float becomes the simplest fraction that rounds to it.
-
-        0.1 is 1/10, and 0.3333333333333333 is 1/3; where that takes a denominator above 10⁶, the decimal as printed.
-        """
+        """π, A, B in fractions. A float becomes the simplest that rounds to it, or else the decimal as printed."""
 
         def fraction(x):
             simple = Fraction(float(x)).limit_denominator(10**6)
@@ -196,9 +189,9 @@ class HMM:
             raise ModelError("the observation sequence is empty")
         if obs.ndim != 1 or obs.dtype.kind not in "iu":
             raise ModelError(f"observations must be T whole numbers, not {obs.dtype} of shape {obs.shape}")
-        if obs.min() < 0 or obs.max() >= m:
-            t = np.flatnonzero((obs < 0) | (obs >= m))[0]
-            raise ModelError(f"observation {t + 1} is {obs[t]}, but the symbols' indices are 0 to {m - 1}")
+        bad = np.flatnonzero((obs < 0) | (obs >= m))
+        if bad.size:
+            raise ModelError(f"observation {bad[0] + 1} is {obs[bad[0]]}, but the symbols' indices are 0 to {m - 1}")
         return obs.astype(np.int64, copy=False)
 
     def is_small(self, obs: Sequence[int]) -> bool:
@@ -241,22 +234,20 @@ class HMM:
 
     def viterbi(self, obs: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The best path (T,), ln δ (T, N), the largest of whose last row is ln P*, and ψ (T, N)."""
-        pi, a, b = (np.asfortranarray(ln(matrix)) for matrix in self.matrices)
-        obs = self.check(obs)
-        path, log_delta, psi = calculate(viterbi, pi, a, b, obs, True)
+        problem = *(np.asfortranarray(ln(matrix)) for matrix in self.matrices), self.check(obs)
+        path, log_delta, psi = calculate(viterbi, *problem, True)
         require_possible(log_delta.max(axis=1) > -np.inf)
         if self.is_small(obs):
-            path, _, psi = viterbi(*self.exact, obs)
+            path, _, psi = viterbi(*self.exact, problem[-1])
         return path, log_delta, psi
 
     def exactly(self, obs: Sequence[int]) -> SimpleNamespace:
         """All variables in fractions; γ and ξ are None if P(O|λ) = 0. For short sequences: each step adds digits."""
         problem = *self.exact, self.check(obs)
         (alpha, c), (beta, _), (path, delta, psi) = forward(*problem), backward(*problem), viterbi(*problem)
-        v = SimpleNamespace(likelihood=c[-1], alpha=alpha, beta=beta, delta=delta, psi=psi, path=path)
-        v.gamma = posterior(alpha, beta) if c[-1] else None
-        v.xi = pair_posterior(*problem, alpha, beta) if c[-1] else None
-        return v
+        gamma, xi = (posterior(alpha, beta), pair_posterior(*problem, alpha, beta)) if c[-1] else (None, None)
+        tables = {"alpha": alpha, "beta": beta, "gamma": gamma, "xi": xi, "delta": delta, "psi": psi}
+        return SimpleNamespace(likelihood=c[-1], path=path, **tables)
 
     def _solve(self, obs: Sequence[int], solve: Callable):
         """solve(π, A, B, obs) in floats, or in decimals if floats would lose something."""
@@ -390,13 +381,12 @@ def parse_args():
     add("--sample", type=number(int, 1, 10**8), metavar="N", help="draw a sequence of N symbols from the model")
     add("--seed", type=number(int, 0), help="for --sample (default: 0); for --fit: begin at random")
     args = parser.parse_args()
-    task, others = "--fit" if args.fit else "--sample" if args.sample else "", ["out", "seed"]
-    if task:
-        others = ["sample", "plot", "kbest"] if args.fit else ["obs", "plot", "kbest", "out"]
-    for flag in others:
+    task = "--fit" if args.fit else "--sample" if args.sample else ""
+    others = {"--fit": ["sample", "plot", "kbest"], "--sample": ["obs", "plot", "kbest", "out"], "": ["out", "seed"]}
+    for flag in others[task]:
         if getattr(args, flag) is not None:
             apart = f"{task} and --{flag} are two things: run one after the other"
-            parser.error(apart if task else f"--{flag} belongs to --fit" + " or --sample" * (flag == "seed"))
+            parser.error(apart if task else f"--{flag} belongs to {'--sample, or to ' * (flag == 'seed')}--fit")
     if args.model and args.obs is None and not args.sample:
         parser.error("--model needs observations: --obs a,b,b or --obs FILE")
     return args
@@ -411,21 +401,19 @@ def main():
             check_writable(flag, path)
     model, as_json = files.load_model(HMM, args.model) if args.model else PHONE_STORE, args.format == "json"
     if args.sample:
-        baumwelch.print_sample(model, args.sample, args.seed or 0, as_json)
-        return
+        return baumwelch.print_sample(model, args.sample, args.seed or 0, as_json)
     sequences = files.read_sequences(model, "H,M,L" if args.obs is None else args.obs)
     if args.fit:
-        baumwelch.fit(model, sequences, args.seed, args.iters, args.tolerance, args.out, as_json)
-        return
+        return baumwelch.fit(model, sequences, args.seed, args.iters, args.tolerance, args.out, as_json)
     if args.plot:
         if len(sequences) > 1:
             raise UserError(f"--plot draws one sequence, and --obs has {len(sequences)}")
         trellis.plot(model, sequences[0], args.plot, args.plot_nodes)
-    if as_json:
-        for obs in sequences:
-            print(files.result_to_json(model, obs, args.brief, args.kbest or 0))
-    else:
-        print(walkthrough.explain(model, sequences, args.lang, args.kbest or 0))
+    k = args.kbest or 0
+    for obs in sequences if as_json else ():
+        print(files.result_to_json(model, obs, args.brief, k))
+    if not as_json:
+        print(walkthrough.explain(model, sequences, args.lang, k))
 
 
 if __name__ == "__main__":

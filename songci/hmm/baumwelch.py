@@ -81,8 +81,8 @@ def print_sample(model, length: int, seed: int, as_json: bool) -> None:
 def fit(model, sequences: list, seed: int | None, iters: int, tolerance: float, out: Path | None, as_json: bool):
     """Prints the log-likelihood of all sequences at each step, then the model, which goes into the file `out` too."""
     steps = []
-    for fitted, log_likelihood in baum_welch(model if seed is None else random_model(model, seed), sequences):
-        steps.append(log_likelihood)
+    for better, log_likelihood in baum_welch(model if seed is None else random_model(model, seed), sequences):
+        fitted, steps = better, [*steps, log_likelihood]
         if not as_json:
             print(f"step {len(steps) - 1}: ln P = {log_likelihood:.10g}", flush=True)
         if len(steps) > iters or (len(steps) > 1 and steps[-1] - steps[-2] < tolerance):

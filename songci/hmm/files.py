@@ -34,10 +34,12 @@ def load_model(kind: type, path: Path):
 
 
 def _read_names(field: str, names) -> list[str]:
-    if isinstance(names, list) and all(isinstance(name, str) for name in names):
-        if all(name.strip() and name.isprintable() and not set(name) & set(",，") for name in names):
-            return [name.strip() for name in names]
-    raise UserError(f"{field} must be a list of names: printable text, not empty, without commas")
+    def fits(name) -> bool:
+        return isinstance(name, str) and name.strip() and name.isprintable() and not set(name) & set(",，")
+
+    if not isinstance(names, list) or not all(map(fits, names)):
+        raise UserError(f"{field} must be a list of names: printable text, not empty, without commas")
+    return [name.strip() for name in names]
 
 
 def _read_entries(name: str, values):
