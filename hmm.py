@@ -1,7 +1,7 @@
 """Hidden Markov models (隐含马尔可夫模型) with discrete observations: the phone-store exercise, or a model of your own.
 
-Without flags it works through the handout's exercise as one would on paper. The states are S1 畅销 (selling well) and S2
-滞销 (selling badly); the observations are the grades of phone bought month by month: H high, M middle, L low.
+Without flags it works through the handout's exercise as one would on paper. The states are S1 畅销 (selling well) and
+S2 滞销 (selling badly); the observations are the grades of phone bought month by month: H high, M middle, L low.
 
   python hmm.py --lang en --plot trellis.png          in English, and the trellis as a picture
   python hmm.py --model model.json --obs a,b,b        any other model; some are in data/hmm, the exercise too

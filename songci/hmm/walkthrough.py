@@ -96,11 +96,9 @@ def given(model, obs: np.ndarray, say: Callable) -> Iterator[str]:
         ("B: bᵢ(k) = P(oₜ = k | qₜ = Sᵢ)", model.symbols, b),
     ):
         rows = [[name, *map(operand, row)] for name, row in zip(states, matrix, strict=True)]
-        yield f"{title}\n{table(['', *columns], rows)}" if len(columns) <= COLUMNS else formulas(title)
-        if len(columns) > COLUMNS:
-            yield say("columns", n=len(columns))  # it stands in the model's file
-    yield heading(say("observed"))
-    yield "O = " + ", ".join(short([model.symbols[o] for o in obs]))
+        wide = f"  {title}\n\n{say('columns', n=len(columns))}"  # it stands in the model's file
+        yield wide if len(columns) > COLUMNS else f"{title}\n{table(['', *columns], rows)}"
+    yield from (heading(say("observed")), "O = " + ", ".join(short([model.symbols[o] for o in obs])))
 
 
 def solution(model, obs: np.ndarray, say: Callable) -> Iterator[str]:
@@ -170,87 +168,97 @@ class Worked:
     def __init__(self, model, obs: np.ndarray, v, say: Callable):
         self.model, self.obs, self.v, self.say = model, obs, v, say
         self.states, self.times = range(len(model.states)), range(len(obs))
-        self.values = dict(zip("πab", model.exact, strict=True)) | {"α": v.alpha, "β": v.beta, "δ": v.delta}
+        pi, a, b = model.exact
+        self.values = {
+            "π": pi,
+            "a": a,
+            "b": b[:, obs],
+            "α": v.alpha,
+            "β": v.beta,
+            "γ": v.gamma,
+            "δ": v.delta,
+            "ξ": v.xi,
+        }
+
+    def name(self, letter: str, *index: int) -> str:
+        """π₁, a₁₂, b₁(H), α₂(1), β₂(1), γ₂(1), δ₂(1), ψ₂(1) or ξ₁(1,2) from its indices, which count from 0."""
+        if letter == "b":
+            return f"b{low(index[0] + 1)}({self.model.symbols[self.obs[index[1]]]})"
+        first, *rest = (i + 1 for i in index)
+        return letter + (
+            low(f"{first}{''.join(map(str, rest))}") if letter in "πa" else f"{low(first)}({','.join(map(str, rest))})"
+        )
+
+    def product(self, *factors: tuple) -> tuple[str, str]:
+        """Variables, each a letter and its indices → their product, as a term."""
+        numbers = [operand(self.values[letter][tuple(index)]) for letter, *index in factors]
+        return "·".join(self.name(*factor) for factor in factors), "·".join(numbers)
+
+    def line(self, variable: tuple, *forms: str) -> str:
+        """variable = forms = … = value."""
+        return line(self.name(*variable), *forms, self.values[variable[0]][variable[1:]])
 
     def parts(self) -> Iterator[list[str]]:
+        states, times, p = self.states, self.times, operand(self.v.likelihood)
         yield ["forward", formulas(*self.ahead("α", " + ", "[{}]·{}"))]
         yield ["backward", formulas(*self.back())]
         yield ["likelihood", formulas(*self.likelihood())]
-        p = operand(self.v.likelihood)
-        lines = []
-        for t, i in itertools.product(self.times, self.states):
-            product = self.product(("α", t, i), ("β", t, i))[1]
-            lines.append(line(at("γ", t, i), f"{product} / {p}", self.v.gamma[t, i]))
-        yield ["gamma", formulas(*lines)]
-        lines = []
-        for t, i, j in itertools.product(self.times[:-1], self.states, self.states):
-            product = self.product(("α", t, i), ("a", i, j), ("b", j, t + 1), ("β", t + 1, j))[1]
-            lines.append(line(f"ξ{low(t + 1)}({i + 1},{j + 1})", f"{product} / {p}", self.v.xi[t, i, j]))
-        if lines:
-            yield ["xi", formulas(*lines)]
-        if len(self.states) ** len(self.times) <= PATHS_UP_TO:
+        products = {("γ", t, i): (("α", t, i), ("β", t, i)) for t in times for i in states}
+        yield ["gamma", formulas(*(self.line(x, f"{self.product(*y)[1]} / {p}") for x, y in products.items()))]
+        products = {
+            ("ξ", t, i, j): (("α", t, i), ("a", i, j), ("b", j, t + 1), ("β", t + 1, j))
+            for t, i, j in itertools.product(times[:-1], states, states)
+        }
+        if products:
+            yield ["xi", formulas(*(self.line(x, f"{self.product(*y)[1]} / {p}") for x, y in products.items()))]
+        if len(states) ** len(times) <= PATHS_UP_TO:
             yield ["paths", self.paths(), formulas(f"max_q P(q, O | λ) {equals(max(self.v.delta[-1]))}")]
         lines = formulas(*self.ahead("δ", ", ", "max[{}]·{}"))
         yield ["viterbi", lines, self.trellis(), self.say("trace"), formulas(*self.trace()), self.say("ties")]
 
-    def product(self, *factors: tuple) -> tuple[str, str]:
-        """Letters with their indices from 0, π (i), a (i, j), b (i, t), α, β or δ (t, i) → the product, as a term."""
-        names, numbers = [], []
-        for letter, *index in factors:
-            values = self.values[letter]
-            if letter == "b":
-                i, o = index[0], self.obs[index[1]]
-                names.append(f"b{low(i + 1)}({self.model.symbols[o]})")
-                numbers.append(values[i, o])
-            else:
-                names.append(at(letter, *index) if letter in "αβδ" else letter + "".join(low(i + 1) for i in index))
-                numbers.append(values[tuple(index)])
-        return "·".join(names), "·".join(map(operand, numbers))
-
     def ahead(self, letter: str, sign: str, form: str) -> Iterator[str]:
         """The lines of α or δ."""
-        values = self.values[letter]
         for i in self.states:
-            yield line(at(letter, 0, i), *self.product(("π", i), ("b", i, 0)), values[0, i])
+            yield self.line((letter, 0, i), *self.product(("π", i), ("b", i, 0)))
         for t, i in itertools.product(self.times[1:], self.states):
             b, terms = self.product(("b", i, t)), [self.product((letter, t - 1, j), ("a", j, i)) for j in self.states]
-            forms = [form.format(sign.join(side), last) for side, last in zip(zip(*terms, strict=True), b, strict=True)]
-            if letter == "δ":
-                products = map(operand, values[t - 1] * self.values["a"][:, i])
-                forms.append(form.format(sign.join(products), b[1]))
-            text = line(at(letter, t, i), *forms, values[t, i])
-            yield text + (f", {at('ψ', t, i)} = {self.v.psi[t, i] + 1}" if letter == "δ" else "")
+            forms = [form.format(sign.join(side), b[k]) for k, side in enumerate(zip(*terms, strict=True))]
+            if letter == "α":
+                yield self.line(("α", t, i), *forms)
+            else:
+                products = map(operand, self.v.delta[t - 1] * self.values["a"][:, i])
+                text = self.line(("δ", t, i), *forms, form.format(sign.join(products), b[1]))
+                yield f"{text}, {self.name('ψ', t, i)} = {self.v.psi[t, i] + 1}"
 
     def back(self) -> Iterator[str]:
         """The lines of β."""
         for i in self.states:
-            yield f"{at('β', self.times[-1], i)} = 1"
+            yield f"{self.name('β', self.times[-1], i)} = 1"
         for t, i in itertools.product(reversed(self.times[:-1]), self.states):
             terms = [self.product(("a", i, j), ("b", j, t + 1), ("β", t + 1, j)) for j in self.states]
-            yield line(at("β", t, i), *map(" + ".join, zip(*terms, strict=True)), self.v.beta[t, i])
+            yield self.line(("β", t, i), *map(" + ".join, zip(*terms, strict=True)))
 
     def likelihood(self) -> Iterator[str]:
         last = self.times[-1]
-        ways = {f"α{low(last + 1)}(i)": [[("α", last, i)] for i in self.states]}
-        ways["πᵢ bᵢ(o₁) β₁(i)"] = [[("π", i), ("b", i, 0), ("β", 0, i)] for i in self.states]
+        ways = {f"α{low(last + 1)}(i)": lambda i: [("α", last, i)]}
+        ways["πᵢ bᵢ(o₁) β₁(i)"] = lambda i: [("π", i), ("b", i, 0), ("β", 0, i)]
         for t in self.times:
-            ways[f"α{low(t + 1)}(i) β{low(t + 1)}(i)"] = [[("α", t, i), ("β", t, i)] for i in self.states]
-        for way, products in ways.items():
-            terms = " + ".join(self.product(*factors)[1] for factors in products)
+            ways[f"α{low(t + 1)}(i) β{low(t + 1)}(i)"] = lambda i, t=t: [("α", t, i), ("β", t, i)]
+        for way, factors in ways.items():
+            terms = " + ".join(self.product(*factors(i))[1] for i in self.states)
             yield line(f"P(O | λ) = Σᵢ {way}", terms, self.v.likelihood)
 
     def paths(self) -> str:
         """All paths with their probabilities."""
-        (pi, a, b), obs, total, rows = self.model.exact, self.obs, self.v.likelihood, []
-        for q in itertools.product(self.states, repeat=len(obs)):
-            factors = [pi[q[0]], b[q[0], obs[0]]]
+        total, rows = self.v.likelihood, []
+        for q in itertools.product(self.states, repeat=len(self.times)):
+            factors = [("π", q[0]), ("b", q[0], 0)]
             for t in self.times[1:]:
-                factors += [a[q[t - 1], q[t]], b[q[t], obs[t]]]
-            p, mark = math.prod(factors), "*" if list(q) == self.v.path.tolist() else ""
-            names = ", ".join(self.model.states[i] for i in q)
-            share = decimal(Fraction(round(1000 * p / total), 10))[0]
-            rows.append([f"q{mark} = ({names})", f"{'·'.join(map(operand, factors))} {equals(p)}", f"{share}%"])
-        rows.append([self.say("sum"), f"P(O) {equals(total)}", "100%"])
+                factors += [("a", q[t - 1], q[t]), ("b", q[t], t)]
+            p, mark = math.prod(self.values[x][tuple(at)] for x, *at in factors), "*" if [*q] == [*self.v.path] else ""
+            names, share = ", ".join(self.model.states[i] for i in q), Fraction(round(1000 * p / total), 10)
+            rows.append([f"q{mark} = ({names})", line(self.product(*factors)[1], p), f"{decimal(share)[0]}%"])
+        rows.append([self.say("sum"), line("P(O)", total), "100%"])
         return table([self.say("path"), "P(q, O | λ)", self.say("share")], rows)
 
     def trellis(self) -> str:
@@ -267,12 +275,7 @@ class Worked:
         yield line(f"P* = maxᵢ δ{last}(i)", f"max[{', '.join(map(operand, ends))}]", max(ends))
         yield f"q*{last} = {path[-1] + 1}"
         for t in reversed(self.times[:-1]):
-            yield f"q*{low(t + 1)} = {at('ψ', t + 1, path[t + 1])} = {path[t] + 1}"
-
-
-def at(letter: str, t: int, i: int) -> str:
-    """α₂(1), or another variable."""
-    return f"{letter}{low(t + 1)}({i + 1})"
+            yield f"q*{low(t + 1)} = {self.name('ψ', t + 1, path[t + 1])} = {path[t] + 1}"
 
 
 def line(*forms) -> str:
@@ -315,16 +318,16 @@ def short(items: Sequence, whole: int = ROWS, gap: Sequence = ("…",)) -> list:
     return [*items] if len(items) <= whole else [*items[: ROWS // 2], *gap, *items[-ROWS // 2 :]]
 
 
+def rounded(x: float | Decimal, digits: int = 6) -> str:
+    text, _, exponent = format(x, f".{digits}g").partition("e")
+    return f"{text}·10{str(int(exponent)).translate(HIGH)}" if exponent else text
+
+
 def decimal(x: Fraction) -> tuple[str, bool]:
     """`x` with at most 10 digits and whether that is exact; with 6 digits if it is not."""
     quotient = Decimal(x.numerator) / Decimal(x.denominator)
     exact = Fraction(format(quotient, ".10g")) == x
-    return _power(format(quotient, ".10g" if exact else ".6g") if x else "0"), exact
-
-
-def _power(text: str) -> str:
-    digits, _, exponent = text.partition("e")
-    return f"{digits}·10{str(int(exponent)).translate(HIGH)}" if exponent else digits
+    return rounded(quotient, 10 if exact else 6), exact
 
 
 def equals(x: Fraction) -> str:
@@ -343,13 +346,7 @@ def operand(x: Fraction) -> str:
 
 def log_number(log_p: float) -> str:
     """A probability from its logarithm, with 6 digits; it may be below the range of floats."""
-    if log_p == -math.inf:
-        return "0"
-    return _power(format(math.exp(log_p) if log_p > -700 else Decimal(float(log_p)).exp(), ".6g"))
-
-
-def rounded(x: float) -> str:
-    return _power(format(x, ".6g"))
+    return rounded(math.exp(log_p) if log_p > -700 or log_p == -math.inf else Decimal(float(log_p)).exp())
 
 
 def state(i: int) -> str:
