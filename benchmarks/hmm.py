@@ -1,8 +1,9 @@
 """How fast hmm.py is beside hmmlearn (C++): score, posterior (γ) and Viterbi, with numba and without, in one run.
 
-Each time is the best of several calls (of the largest sizes one), taken in turn, with one thread. Numba's compiling is timed apart, in a folder
-of its own, so that nothing is found compiled. `ratio` is how many times faster than the faster of hmmlearn's
-implementations, log and scaling, the compiled loops are. Without numba sizes are left out that take minutes.
+Each time is the best of several calls (of the largest sizes one), taken in turn, with one thread. Numba's compiling is
+timed apart, in a folder of its own, so that nothing is found compiled. `ratio` is how many times faster than the faster
+of hmmlearn's implementations, log and scaling, the compiled loops are. Without numba sizes are left out that take
+minutes.
 
   python benchmarks/hmm.py                                   N = 2, 8, 32 states, T = 10⁴, 10⁵, 10⁶
   python benchmarks/hmm.py --states 2 --lengths 1000000      one size

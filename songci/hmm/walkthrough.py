@@ -7,6 +7,7 @@ tables, without their middle when they are long.
 
 import itertools
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
@@ -160,104 +161,90 @@ def tables(model, obs: np.ndarray, say: Callable) -> Iterator[list[str]]:
 
 
 class Worked:
-    """A small problem: every number with its formula, in fractions.
+    """A small problem: every number with its formula, written with letters and then with numbers filled in.
 
-    A term of a formula is a pair of texts: with letters, and with numbers filled in.
+    Here times and states count from 1, as in the formulas.
     """
 
     def __init__(self, model, obs: np.ndarray, v, say: Callable):
-        self.model, self.obs, self.v, self.say = model, obs, v, say
-        self.states, self.times = range(len(model.states)), range(len(obs))
-        pi, a, b = model.exact
-        self.values = {
-            "π": pi,
-            "a": a,
-            "b": b[:, obs],
-            "α": v.alpha,
-            "β": v.beta,
-            "γ": v.gamma,
-            "δ": v.delta,
-            "ξ": v.xi,
-        }
+        self.model, self.v, self.say = model, v, say
+        self.states, self.times = range(1, len(model.states) + 1), range(1, len(obs) + 1)
+        self.symbols, (pi, a, b) = [model.symbols[o] for o in obs], model.exact
+        self.value = {f"π{low(i + 1)}": x for i, x in enumerate(pi)}
+        self.value |= {f"a{low(i + 1)}{low(j + 1)}": x for (i, j), x in np.ndenumerate(a)}
+        self.value |= {f"b{low(i + 1)}({model.symbols[o]})": x for (i, o), x in np.ndenumerate(b)}
+        for letter, values in ("α", v.alpha), ("β", v.beta), ("γ", v.gamma), ("δ", v.delta), ("ξ", v.xi):
+            for (t, *at), x in np.ndenumerate(values) if values is not None else ():
+                self.value[f"{letter}{low(t + 1)}({','.join(str(i + 1) for i in at)})"] = x
+        self.name = re.compile("|".join(map(re.escape, sorted(self.value, key=len, reverse=True))))
 
-    def name(self, letter: str, *index: int) -> str:
-        """π₁, a₁₂, b₁(H), α₂(1), β₂(1), γ₂(1), δ₂(1), ψ₂(1) or ξ₁(1,2) from its indices, which count from 0."""
-        if letter == "b":
-            return f"b{low(index[0] + 1)}({self.model.symbols[self.obs[index[1]]]})"
-        first, *rest = (i + 1 for i in index)
-        return letter + (
-            low(f"{first}{''.join(map(str, rest))}") if letter in "πa" else f"{low(first)}({','.join(map(str, rest))})"
-        )
+    def b(self, i: int, t: int) -> str:
+        return f"b{low(i)}({self.symbols[t - 1]})"
 
-    def product(self, *factors: tuple) -> tuple[str, str]:
-        """Variables, each a letter and its indices → their product, as a term."""
-        numbers = [operand(self.values[letter][tuple(index)]) for letter, *index in factors]
-        return "·".join(self.name(*factor) for factor in factors), "·".join(numbers)
+    def filled(self, formula: str) -> str:
+        """The formula with numbers for the letters."""
+        return self.name.sub(lambda name: operand(self.value[name[0]]), formula)
 
-    def line(self, variable: tuple, *forms: str) -> str:
-        """variable = forms = … = value."""
-        return line(self.name(*variable), *forms, self.values[variable[0]][variable[1:]])
+    def line(self, name: str, formula: str, *forms: str) -> str:
+        """name = formula = formula with numbers = forms = value."""
+        return line(name, formula, self.filled(formula), *forms, self.value[name])
 
     def parts(self) -> Iterator[list[str]]:
         states, times, p = self.states, self.times, operand(self.v.likelihood)
         yield ["forward", formulas(*self.ahead("α", " + ", "[{}]·{}"))]
         yield ["backward", formulas(*self.back())]
         yield ["likelihood", formulas(*self.likelihood())]
-        products = {("γ", t, i): (("α", t, i), ("β", t, i)) for t in times for i in states}
-        yield ["gamma", formulas(*(self.line(x, f"{self.product(*y)[1]} / {p}") for x, y in products.items()))]
-        products = {
-            ("ξ", t, i, j): (("α", t, i), ("a", i, j), ("b", j, t + 1), ("β", t + 1, j))
+        gamma = {f"γ{low(t)}({i})": f"α{low(t)}({i})·β{low(t)}({i})" for t in times for i in states}
+        yield ["gamma", formulas(*(line(x, f"{self.filled(y)} / {p}", self.value[x]) for x, y in gamma.items()))]
+        xi = {
+            f"ξ{low(t)}({i},{j})": f"α{low(t)}({i})·a{low(i)}{low(j)}·{self.b(j, t + 1)}·β{low(t + 1)}({j})"
             for t, i, j in itertools.product(times[:-1], states, states)
         }
-        if products:
-            yield ["xi", formulas(*(self.line(x, f"{self.product(*y)[1]} / {p}") for x, y in products.items()))]
+        if xi:
+            yield ["xi", formulas(*(line(x, f"{self.filled(y)} / {p}", self.value[x]) for x, y in xi.items()))]
         if len(states) ** len(times) <= PATHS_UP_TO:
-            yield ["paths", self.paths(), formulas(f"max_q P(q, O | λ) {equals(max(self.v.delta[-1]))}")]
+            yield ["paths", self.paths(), formulas(line("max_q P(q, O | λ)", max(self.v.delta[-1])))]
         lines = formulas(*self.ahead("δ", ", ", "max[{}]·{}"))
         yield ["viterbi", lines, self.trellis(), self.say("trace"), formulas(*self.trace()), self.say("ties")]
 
     def ahead(self, letter: str, sign: str, form: str) -> Iterator[str]:
         """The lines of α or δ."""
         for i in self.states:
-            yield self.line((letter, 0, i), *self.product(("π", i), ("b", i, 0)))
+            yield self.line(f"{letter}₁({i})", f"π{low(i)}·{self.b(i, 1)}")
         for t, i in itertools.product(self.times[1:], self.states):
-            b, terms = self.product(("b", i, t)), [self.product((letter, t - 1, j), ("a", j, i)) for j in self.states]
-            forms = [form.format(sign.join(side), b[k]) for k, side in enumerate(zip(*terms, strict=True))]
+            name, b = f"{letter}{low(t)}({i})", self.b(i, t)
+            formula = form.format(sign.join(f"{letter}{low(t - 1)}({j})·a{low(j)}{low(i)}" for j in self.states), b)
             if letter == "α":
-                yield self.line(("α", t, i), *forms)
+                yield self.line(name, formula)
             else:
-                products = map(operand, self.v.delta[t - 1] * self.values["a"][:, i])
-                text = self.line(("δ", t, i), *forms, form.format(sign.join(products), b[1]))
-                yield f"{text}, {self.name('ψ', t, i)} = {self.v.psi[t, i] + 1}"
+                products = map(operand, self.v.delta[t - 2] * self.model.exact[1][:, i - 1])
+                text = self.line(name, formula, form.format(sign.join(products), self.filled(b)))
+                yield f"{text}, ψ{low(t)}({i}) = {self.v.psi[t - 1, i - 1] + 1}"
 
     def back(self) -> Iterator[str]:
         """The lines of β."""
-        for i in self.states:
-            yield f"{self.name('β', self.times[-1], i)} = 1"
+        yield from (f"β{low(self.times[-1])}({i}) = 1" for i in self.states)
         for t, i in itertools.product(reversed(self.times[:-1]), self.states):
-            terms = [self.product(("a", i, j), ("b", j, t + 1), ("β", t + 1, j)) for j in self.states]
-            yield self.line(("β", t, i), *map(" + ".join, zip(*terms, strict=True)))
+            terms = (f"a{low(i)}{low(j)}·{self.b(j, t + 1)}·β{low(t + 1)}({j})" for j in self.states)
+            yield self.line(f"β{low(t)}({i})", " + ".join(terms))
 
     def likelihood(self) -> Iterator[str]:
-        last = self.times[-1]
-        ways = {f"α{low(last + 1)}(i)": lambda i: [("α", last, i)]}
-        ways["πᵢ bᵢ(o₁) β₁(i)"] = lambda i: [("π", i), ("b", i, 0), ("β", 0, i)]
-        for t in self.times:
-            ways[f"α{low(t + 1)}(i) β{low(t + 1)}(i)"] = lambda i, t=t: [("α", t, i), ("β", t, i)]
-        for way, factors in ways.items():
-            terms = " + ".join(self.product(*factors(i))[1] for i in self.states)
-            yield line(f"P(O | λ) = Σᵢ {way}", terms, self.v.likelihood)
+        ways = [f"α{low(self.times[-1])}(i)", "πᵢ bᵢ(o₁) β₁(i)", *(f"α{t}(i) β{t}(i)" for t in map(low, self.times))]
+        for way in ways:
+            terms = (way.replace(" ", "·").replace("(i)", f"({i})").replace("ᵢ", low(i)) for i in self.states)
+            formula = " + ".join(terms).replace("(o₁)", f"({self.symbols[0]})")
+            yield line(f"P(O | λ) = Σᵢ {way}", self.filled(formula), self.v.likelihood)
 
     def paths(self) -> str:
         """All paths with their probabilities."""
         total, rows = self.v.likelihood, []
         for q in itertools.product(self.states, repeat=len(self.times)):
-            factors = [("π", q[0]), ("b", q[0], 0)]
-            for t in self.times[1:]:
-                factors += [("a", q[t - 1], q[t]), ("b", q[t], t)]
-            p, mark = math.prod(self.values[x][tuple(at)] for x, *at in factors), "*" if [*q] == [*self.v.path] else ""
-            names, share = ", ".join(self.model.states[i] for i in q), Fraction(round(1000 * p / total), 10)
-            rows.append([f"q{mark} = ({names})", line(self.product(*factors)[1], p), f"{decimal(share)[0]}%"])
+            factors = [f"π{low(q[0])}", self.b(q[0], 1)]
+            for t, (i, j) in enumerate(itertools.pairwise(q), start=2):
+                factors += [f"a{low(i)}{low(j)}", self.b(j, t)]
+            p, mark = math.prod(map(self.value.get, factors)), "*" if [*q] == [*self.v.path + 1] else ""
+            names, share = ", ".join(self.model.states[i - 1] for i in q), Fraction(round(1000 * p / total), 10)
+            rows.append([f"q{mark} = ({names})", line(self.filled("·".join(factors)), p), f"{decimal(share)[0]}%"])
         rows.append([self.say("sum"), line("P(O)", total), "100%"])
         return table([self.say("path"), "P(q, O | λ)", self.say("share")], rows)
 
@@ -267,15 +254,16 @@ class Worked:
         for t, best in enumerate(self.v.path):
             deltas = [operand(x) + ("*" if i == best else "") for i, x in enumerate(self.v.delta[t])]
             backs = [state(j if t else -1) for j in self.v.psi[t]]
-            rows.append([str(t + 1), self.model.symbols[self.obs[t]], *deltas, *backs, state(best)])
-        return table(["t", "oₜ", *(f"{letter}ₜ({i + 1})" for letter in "δψ" for i in self.states), "q*ₜ"], rows)
+            rows.append([str(t + 1), self.symbols[t], *deltas, *backs, state(best)])
+        return table(["t", "oₜ", *(f"{letter}ₜ({i})" for letter in "δψ" for i in self.states), "q*ₜ"], rows)
 
     def trace(self) -> Iterator[str]:
-        path, last, ends = self.v.path, low(len(self.obs)), self.v.delta[-1]
-        yield line(f"P* = maxᵢ δ{last}(i)", f"max[{', '.join(map(operand, ends))}]", max(ends))
-        yield f"q*{last} = {path[-1] + 1}"
-        for t in reversed(self.times[:-1]):
-            yield f"q*{low(t + 1)} = {self.name('ψ', t + 1, path[t + 1])} = {path[t] + 1}"
+        last, *before = reversed([*zip(map(low, self.times), self.v.path + 1, strict=True)])
+        ends = self.v.delta[-1]
+        yield line(f"P* = maxᵢ δ{last[0]}(i)", f"max[{', '.join(map(operand, ends))}]", max(ends))
+        yield f"q*{last[0]} = {last[1]}"
+        for (after, j), (t, i) in itertools.pairwise([last, *before]):
+            yield f"q*{t} = ψ{after}({j}) = {i}"
 
 
 def line(*forms) -> str:
@@ -332,10 +320,10 @@ def decimal(x: Fraction) -> tuple[str, bool]:
 
 def equals(x: Fraction) -> str:
     """= decimal = fraction, or = fraction ≈ decimal if the decimal is not exact."""
-    (digits, exact), fraction = decimal(x), f"= {x}" if len(str(x)) <= FRACTION_LENGTH else ""
+    (digits, exact), fraction = decimal(x), f"= {x} " if len(str(x)) <= FRACTION_LENGTH else ""
     if x.denominator == 1:
         return f"= {x}"
-    return " ".join(filter(None, [f"= {digits}", fraction] if exact else [fraction, f"≈ {digits}"]))
+    return f"= {digits} {fraction}".rstrip() if exact else f"{fraction}≈ {digits}"
 
 
 def operand(x: Fraction) -> str:
