@@ -1,9 +1,7 @@
 """Hidden Markov models (隐含马尔可夫模型) with discrete observations: the phone-store exercise, or a model of your own.
 
-Without flags it works through the handout's exercise as one would on paper: the model λ = (π, A, B), the forward and
-backward variables α and β, P(O) in three ways, the posteriors γ and ξ, all paths, Viterbi's δ and ψ and the best path.
-The states are S1 畅销 (selling well) and S2 滞销 (selling badly); the observations are the grades of phone bought month
-by month: H high, M middle, L low.
+Without flags it works through the handout's exercise as one would on paper. The states are S1 畅销 (selling well) and
+S2 滞销 (selling badly); the observations are the grades of phone bought month by month: H high, M middle, L low.
 
   python hmm.py --lang en --plot trellis.png          in English, and the trellis as a picture
   python hmm.py --model model.json --obs a,b,b        any other model; some are in data/hmm, the exercise too
@@ -13,23 +11,20 @@ by month: H high, M middle, L low.
 A model is a JSON object with startprob (N numbers), transmat (N rows of N), emissionprob (N rows of M), and optional
 names in states (N) and symbols (M). Numbers may be fractions in quotes, "1/3". If several paths are best, the one whose
 last state has the lowest number is chosen; among these, the one with the lowest state before the last, and so on. So it
-is in small problems, which are solved in fractions; in large ones the rounding of floats may decide.
+is in small problems, solved in fractions; in large ones the rounding of floats may decide.
 
-JSON output is one object per sequence, each on its own line, with times, states and symbols counted from 0. A
-probability below the range of floats (about 1e-308) is null, and so is ln 0: log_alpha, log_beta and log_delta hold the
-logarithms, and where they are null the probability is 0. If P(O) = 0, then gamma, xi, delta, psi and the path are null,
-and "note" says why. Small problems have the fractions too, in "exact". With --sample the object has states and
-observations; with --fit it has log_likelihood, a list of all steps, and model.
+JSON output is an object and a line per sequence, with times, states and symbols counted from 0. A probability below the
+range of floats (about 1e-308) is null, and so is ln 0; log_alpha, log_beta and log_delta hold logarithms. If P(O) = 0,
+gamma, xi, delta, psi and the path are null, and "note" says why. Small problems have fractions too, in "exact". With
+--sample the object has states and observations; with --fit the log_likelihood of each step, and model.
 
-The code: below, λ and every variable in the handout's order and notation; equation numbers are those of L. R. Rabiner,
-Proc. IEEE 77(2), 1989. Around it, in songci/hmm: files.py (models, sequences, JSON), baumwelch.py (learning, sampling),
-kbest.py, walkthrough.py (the explanation), trellis.py (the picture).
+The code: λ and each variable in the handout's order and notation, with the equation numbers of L. R. Rabiner, Proc.
+IEEE 77(2), 1989. All around it is in songci/hmm.
 """
 
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
 from fractions import Fraction
 from pathlib import Path
@@ -146,48 +141,38 @@ def viterbi(pi, a, b, obs, logs=False):
 
 # λ = (π, A, B).
 
-MATRICES = {"startprob": 1, "transmat": 2, "emissionprob": 2}  # and how many dimensions each has
+MATRICES = {"startprob": "N", "transmat": "NN", "emissionprob": "NM"}  # and their shapes
+EXACT_UP_TO = 400  # T·N² of small problems, which take no time in fractions
 
 
-@dataclass(frozen=True, eq=False)
 class HMM:
     """λ = (π, A, B), with the names of its N states and M symbols (by default S1 … SN and v1 … vM).
 
-    `startprob` (N,) holds π_i, `transmat` (N, N) a_ij from row i to column j, `emissionprob` (N, M) b_i(k), as floats
-    or fractions. They are copied and made read-only. A bad matrix raises ModelError, which names the row and its sum.
-
-    The methods solve sequences of any length, given as symbols' indices (T,). They raise ModelError if it is not such
-    a sequence, and the posteriors and viterbi() raise ImpossibleSequenceError if P(O|λ) = 0.
+    π (N,), A (N, N) and B (N, M) are floats or fractions, copied and made read-only. The methods take observations as
+    symbols' indices (T,), of any length. A bad matrix raises ModelError, which names the row and its sum, and so do bad
+    observations. If P(O|λ) = 0, methods that find posteriors or the best path raise ImpossibleSequenceError.
     """
 
-    startprob: np.ndarray
-    transmat: np.ndarray
-    emissionprob: np.ndarray
-    states: Sequence[str] = ()
-    symbols: Sequence[str] = ()
-
-    def __post_init__(self):
-        given = {name: getattr(self, name) for name in MATRICES}
-        for name, dimensions in MATRICES.items():
-            object.__setattr__(self, name, _probabilities(name, given[name], dimensions))
-        object.__setattr__(self, "_given", [np.array(values, dtype=object) for values in given.values()])
-        n, m = len(self.startprob), self.emissionprob.shape[1]
-        for name, shape in ("transmat", (n, n)), ("emissionprob", (n, m)):
-            if getattr(self, name).shape != shape:
-                raise ModelError(f"{name} has shape {getattr(self, name).shape}, not {shape}: startprob has {n} states")
-        for field, count, letter in ("states", n, "S"), ("symbols", m, "v"):
-            names = tuple(getattr(self, field)) or tuple(f"{letter}{i + 1}" for i in range(count))
+    def __init__(self, startprob, transmat, emissionprob, states: Sequence[str] = (), symbols: Sequence[str] = ()):
+        given, sizes = (startprob, transmat, emissionprob), {}
+        self.matrices = [_distributions(name, x, sizes) for name, x in zip(MATRICES, given, strict=True)]
+        self.startprob, self.transmat, self.emissionprob = self.matrices
+        self._given = [np.array(x, dtype=object) for x in given]
+        for field, names, count, letter in ("states", states, sizes["N"], "S"), ("symbols", symbols, sizes["M"], "v"):
+            names = tuple(names) or tuple(f"{letter}{i + 1}" for i in range(count))
             if len(names) != count or len(set(names)) != count:
                 raise ModelError(f"{field} must be {count} different names, not {', '.join(map(str, names))}")
-            object.__setattr__(self, field, names)
+            setattr(self, field, names)
 
     @functools.cached_property
     def exact(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """π, A, B in fractions; a float becomes the simplest fraction that rounds to it.
+        """π, A, B in fractions. A float becomes the simplest that rounds to it, or else the decimal as printed."""
 
-        0.1 is 1/10, and 0.3333333333333333 is 1/3; where that takes a denominator above 10⁶, the decimal as printed.
-        """
-        return tuple(np.vectorize(_fraction, otypes=[object])(values) for values in self._given)
+        def fraction(x):
+            simple = Fraction(float(x)).limit_denominator(10**6)
+            return x if isinstance(x, Fraction) else simple if float(simple) == x else Fraction(repr(float(x)))
+
+        return tuple(np.vectorize(fraction, otypes=[object])(values) for values in self._given)
 
     def encode(self, symbols: Iterable[str]) -> np.ndarray:
         """Names of symbols → their indices (T,). Raises ModelError if one is unknown, or if there are none."""
@@ -199,15 +184,19 @@ class HMM:
 
     def check(self, obs: Sequence[int]) -> np.ndarray:
         """`obs` as an array (T,) of symbols' indices. Raises ModelError if it is not one, or empty."""
-        obs, m = np.asarray(obs), self.emissionprob.shape[1]
+        obs, m = np.asarray(obs), len(self.symbols)
         if obs.size == 0:
             raise ModelError("the observation sequence is empty")
         if obs.ndim != 1 or obs.dtype.kind not in "iu":
             raise ModelError(f"observations must be T whole numbers, not {obs.dtype} of shape {obs.shape}")
-        if obs.min() < 0 or obs.max() >= m:
-            t = np.flatnonzero((obs < 0) | (obs >= m))[0]
-            raise ModelError(f"observation {t + 1} is {obs[t]}, but the symbols' indices are 0 to {m - 1}")
+        bad = np.flatnonzero((obs < 0) | (obs >= m))
+        if bad.size:
+            raise ModelError(f"observation {bad[0] + 1} is {obs[bad[0]]}, but the symbols' indices are 0 to {m - 1}")
         return obs.astype(np.int64, copy=False)
+
+    def is_small(self, obs: Sequence[int]) -> bool:
+        """Whether the best path of `obs` is found in fractions, so that ties are exact."""
+        return len(obs) * self.transmat.size <= EXACT_UP_TO
 
     def score(self, obs: Sequence[int]) -> float:
         """The log-likelihood ln P(O|λ), eq. 103; -inf if P(O|λ) = 0."""
@@ -215,90 +204,80 @@ class HMM:
 
     def forward(self, obs: Sequence[int]) -> np.ndarray:
         """ln α (T, N)."""
-        alpha, c = self._solve(obs, lambda *problem: scaled(forward, *problem))
-        return ln(alpha) + np.cumsum(ln(c))[:, None]
+        alpha, c = self._solve(obs, lambda *problem: map(ln, scaled(forward, *problem)))
+        return alpha + np.cumsum(c)[:, None]
 
     def backward(self, obs: Sequence[int]) -> np.ndarray:
         """ln β (T, N), computed without α."""
-        beta, c = self._solve(obs, lambda *problem: scaled(backward, *problem))
-        return ln(beta) + np.cumsum(ln(c)[::-1])[::-1, None]
+        beta, c = self._solve(obs, lambda *problem: map(ln, scaled(backward, *problem)))
+        return beta + np.cumsum(c[::-1])[::-1, None]
 
     def posterior(self, obs: Sequence[int]) -> np.ndarray:
         """γ (T, N); each row sums to 1."""
-        return self._solve(obs, lambda *problem: posterior(*_possible(*problem))).astype(float, copy=False)
+        return self._solve(obs, lambda *problem: posterior(*both(*problem)[:2])).astype(float, copy=False)
 
     def pair_posterior(self, obs: Sequence[int]) -> np.ndarray:
         """ξ (T-1, N, N); each matrix sums to 1."""
-        return self._solve(obs, lambda *problem: pair_posterior(*problem, *_possible(*problem))).astype(
-            float, copy=False
-        )
+        xi = self._solve(obs, lambda *problem: pair_posterior(*problem, *both(*problem)[:2]))
+        return xi.astype(float, copy=False)
 
-    def expectations(self, obs: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """γ (T, N), and Σ_t ξ_t (N, N) without all ξ at a time."""
+    def expectations(self, obs: Sequence[int]) -> tuple[float, np.ndarray, np.ndarray]:
+        """ln P(O|λ), γ (T, N), and Σ_t ξ_t (N, N) without all ξ at a time."""
 
         def solve(pi, a, b, obs):
-            alpha, beta = _possible(pi, a, b, obs)
-            rows = max(1, 2**22 // a.size)
-            parts = (slice(t, t + rows + 1) for t in range(0, len(obs) - 1, rows))
-            xi = (pair_posterior(pi, a, b, obs[part], alpha[part], beta[part]).sum(axis=0) for part in parts)
-            return posterior(alpha, beta).astype(float, copy=False), sum(xi, np.zeros_like(a)).astype(float)
+            alpha, beta, c = both(pi, a, b, obs)
+            out = b[:, obs[1:]].T * beta[1:]  # b_j(o_{t+1}) β_{t+1}(j), (T-1, N)
+            into = alpha[:-1] / ((alpha[:-1] @ a) * out).sum(axis=1)[:, None]
+            return ln(c).sum(), posterior(alpha, beta).astype(float, copy=False), (a * (into.T @ out)).astype(float)
 
         return self._solve(obs, solve)
 
     def viterbi(self, obs: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The best path (T,), ln δ (T, N), the largest of whose last row is ln P*, and ψ (T, N)."""
-        pi, a, b = (np.asfortranarray(ln(getattr(self, name))) for name in MATRICES)
-        path, log_delta, psi = calculate(viterbi, pi, a, b, self.check(obs), True)
-        _require_possible(log_delta.max(axis=1) > -np.inf)
+        problem = *(np.asfortranarray(ln(matrix)) for matrix in self.matrices), self.check(obs)
+        path, log_delta, psi = calculate(viterbi, *problem, True)
+        require_possible(log_delta.max(axis=1) > -np.inf)
+        if self.is_small(obs):
+            path, _, psi = viterbi(*self.exact, problem[-1])
         return path, log_delta, psi
 
     def exactly(self, obs: Sequence[int]) -> SimpleNamespace:
         """All variables in fractions; γ and ξ are None if P(O|λ) = 0. For short sequences: each step adds digits."""
         problem = *self.exact, self.check(obs)
         (alpha, c), (beta, _), (path, delta, psi) = forward(*problem), backward(*problem), viterbi(*problem)
-        v = SimpleNamespace(likelihood=c[-1], alpha=alpha, beta=beta, delta=delta, psi=psi, path=path)
-        v.gamma = posterior(alpha, beta) if c[-1] else None
-        v.xi = pair_posterior(*problem, alpha, beta) if c[-1] else None
-        return v
+        gamma, xi = (posterior(alpha, beta), pair_posterior(*problem, alpha, beta)) if c[-1] else (None, None)
+        tables = {"alpha": alpha, "beta": beta, "gamma": gamma, "xi": xi, "delta": delta, "psi": psi}
+        return SimpleNamespace(likelihood=c[-1], path=path, **tables)
 
     def _solve(self, obs: Sequence[int], solve: Callable):
         """solve(π, A, B, obs) in floats, or in decimals if floats would lose something."""
-        obs, matrices = self.check(obs), [getattr(self, name) for name in MATRICES]
+        obs = self.check(obs)
         try:
-            if min(matrix[matrix > 0].min() for matrix in matrices) < FLOOR:
-                raise Underflow
-            return solve(*matrices, obs)
+            return solve(*self.matrices, obs)
         except Underflow:
             with localcontext(Context(prec=28, Emin=MIN_EMIN, Emax=MAX_EMAX)):  # down to 10^(-10^18)
-                return solve(*(np.vectorize(Decimal, otypes=[object])(matrix) for matrix in matrices), obs)
+                return solve(*(np.vectorize(Decimal, otypes=[object])(matrix) for matrix in self.matrices), obs)
 
 
-def _probabilities(name: str, values, dimensions: int) -> np.ndarray:
-    """A read-only matrix of floats, if its rows are probability distributions; or ModelError."""
+def _distributions(name: str, values, sizes: dict[str, int]) -> np.ndarray:
+    """A read-only array of floats whose rows are distributions, as large as `sizes`, or else ModelError."""
     try:
         matrix = np.array(values, dtype=float)
     except (TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{name} is not a table of numbers: {error}") from None
-    if matrix.ndim != dimensions or matrix.size == 0:
-        raise ModelError(f"{name} has shape {matrix.shape}: it needs {dimensions} dimension(s), none of them empty")
+    lengths = zip(MATRICES[name], (*matrix.shape, 0, 0), strict=False)
+    shape = tuple(sizes.setdefault(letter, length or letter) for letter, length in lengths)
+    if matrix.shape != shape:
+        raise ModelError(f"{name} has shape {matrix.shape}, not {shape}: N is the number of states, M that of symbols")
     for i, row in enumerate(np.atleast_2d(matrix), start=1):
-        where, total = name if dimensions == 1 else f"{name} row {i}", row.sum()
+        where, total = name if matrix.ndim == 1 else f"{name} row {i}", row.sum()
         if not (row >= 0).all():  # NaN fails every comparison
-            column = np.flatnonzero(~(row >= 0))[0]
-            raise ModelError(f"{where}, entry {column + 1} is {row[column]:g}, not a probability (row sum {total:g})")
+            k = (row >= 0).argmin()
+            raise ModelError(f"{where}, entry {k + 1} is {row[k]:g}, not a probability (row sum {total:g})")
         if abs(total - 1) > 1e-6:
             raise ModelError(f"{where} sums to {total:.9g}, not to 1")
     matrix.setflags(write=False)
     return matrix
-
-
-def _fraction(value) -> Fraction:
-    """The fraction that `HMM.exact` takes a number for."""
-    if isinstance(value, Fraction):
-        return value
-    value = float(value)
-    simple = Fraction(value).limit_denominator(10**6)
-    return simple if float(simple) == value else Fraction(repr(value))
 
 
 # The recursions over long sequences: in machine code, and so that a state is not lost that is 10^(-400) times as likely
@@ -344,19 +323,19 @@ def scaled(recursion: Callable, pi, a, b, obs) -> tuple[np.ndarray, np.ndarray]:
     """`forward` or `backward`, scaled. Raises Underflow if floats would lose something."""
     a = np.asfortranarray(a) if recursion is forward else a  # the inner loop runs down a column of A, or along a row
     values, c = calculate(recursion, pi, a, b, obs, True)
-    if values.dtype != object and (values[values < FLOOR] > 0).any():
+    if values.dtype != object and any((x[x < FLOOR] > 0).any() for x in (pi, a, b, values)):
         raise Underflow
     return values, c
 
 
-def _possible(*problem) -> tuple[np.ndarray, np.ndarray]:
-    """α and β, scaled. Raises ImpossibleSequenceError if P(O|λ) = 0."""
+def both(*problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """α and β, scaled, and the scales of α. Raises ImpossibleSequenceError if P(O|λ) = 0."""
     alpha, c = scaled(forward, *problem)
-    _require_possible(c > 0)
-    return alpha, scaled(backward, *problem)[0]
+    require_possible(c > 0)
+    return alpha, scaled(backward, *problem)[0], c
 
 
-def _require_possible(emitted: np.ndarray) -> None:
+def require_possible(emitted: np.ndarray) -> None:
     """Raises ImpossibleSequenceError if a time is not among those up to which O is `emitted` (T,) by some path."""
     if not emitted.all():
         t = emitted.argmin() + 1
@@ -376,8 +355,8 @@ PHONE_STORE = HMM(
     startprob=[0.5, 0.5],
     transmat=[[0.6, 0.4], [0.5, 0.5]],
     emissionprob=[[0.4, 0.4, 0.2], [0.2, 0.3, 0.5]],
-    states=("畅销", "滞销"),
-    symbols=("H", "M", "L"),
+    states=["畅销", "滞销"],
+    symbols=["H", "M", "L"],
 )
 
 
@@ -392,12 +371,7 @@ def parse_args():
     add("--format", choices=["text", "json"], default="text", help="how to print")
     add("--lang", choices=["zh", "en"], default="zh", help="language of the explanation")
     add("--plot", type=Path, metavar="FILE", help="draw the trellis (.png, .pdf, .svg) of one sequence")
-    add(
-        "--plot_nodes",
-        choices=["delta", "alpha", "beta", "gamma"],
-        default="delta",
-        help="what the nodes of the trellis show",
-    )
+    add("--plot_nodes", choices=["delta", "alpha", "beta", "gamma"], default="delta", help="what its nodes show")
     add("--brief", action="store_true", help="JSON without alpha, beta, gamma, xi, delta, psi")
     add("--kbest", type=number(int, 1), metavar="K", help="also the K most probable paths")
     add("--fit", action="store_true", help="learn from the sequences by Baum–Welch, print the model")
@@ -407,21 +381,14 @@ def parse_args():
     add("--sample", type=number(int, 1, 10**8), metavar="N", help="draw a sequence of N symbols from the model")
     add("--seed", type=number(int, 0), help="for --sample (default: 0); for --fit: begin at random")
     args = parser.parse_args()
-    task = "--fit" if args.fit else "--sample"
-    for flag, given, ignored in (
-        ("--sample", args.sample, args.fit),
-        ("--plot", args.plot, args.fit or args.sample),
-        ("--kbest", args.kbest, args.fit or args.sample),
-        ("--obs", args.obs, args.sample),
-    ):
-        if given and ignored:
-            parser.error(f"{task} and {flag} are two things: run one after the other")
-    if args.model and not args.obs and not args.sample:
+    task = "--fit" if args.fit else "--sample" if args.sample else ""
+    others = {"--fit": ["sample", "plot", "kbest"], "--sample": ["obs", "plot", "kbest", "out"], "": ["out", "seed"]}
+    for flag in others[task]:
+        if getattr(args, flag) is not None:
+            apart = f"{task} and --{flag} are two things: run one after the other"
+            parser.error(apart if task else f"--{flag} belongs to {'--sample, or to ' * (flag == 'seed')}--fit")
+    if args.model and args.obs is None and not args.sample:
         parser.error("--model needs observations: --obs a,b,b or --obs FILE")
-    if args.seed is not None and not args.fit and not args.sample:
-        parser.error("--seed belongs to --sample, or to --fit")
-    if args.out and not args.fit:
-        parser.error("--out belongs to --fit")
     return args
 
 
@@ -434,21 +401,19 @@ def main():
             check_writable(flag, path)
     model, as_json = files.load_model(HMM, args.model) if args.model else PHONE_STORE, args.format == "json"
     if args.sample:
-        baumwelch.print_sample(model, args.sample, args.seed or 0, as_json)
-        return
+        return baumwelch.print_sample(model, args.sample, args.seed or 0, as_json)
     sequences = files.read_sequences(model, "H,M,L" if args.obs is None else args.obs)
     if args.fit:
-        baumwelch.fit(model, sequences, args.seed, args.iters, args.tolerance, args.out, as_json)
-        return
+        return baumwelch.fit(model, sequences, args.seed, args.iters, args.tolerance, args.out, as_json)
     if args.plot:
         if len(sequences) > 1:
             raise UserError(f"--plot draws one sequence, and --obs has {len(sequences)}")
         trellis.plot(model, sequences[0], args.plot, args.plot_nodes)
-    if as_json:
-        for obs in sequences:
-            print(files.result_to_json(model, obs, args.brief, args.kbest or 0))
-    else:
-        print(walkthrough.explain(model, sequences, args.lang, args.kbest or 0))
+    k = args.kbest or 0
+    for obs in sequences if as_json else ():
+        print(files.result_to_json(model, obs, args.brief, k))
+    if not as_json:
+        print(walkthrough.explain(model, sequences, args.lang, k))
 
 
 if __name__ == "__main__":

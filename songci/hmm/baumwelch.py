@@ -24,34 +24,24 @@ def baum_welch(model, sequences: Sequence[np.ndarray]) -> Iterator[tuple]:
     """
     best = -math.inf
     while True:
-        log_likelihood, *counts = _expected_counts(model, sequences)
+        log_likelihood, counts = 0.0, [np.zeros(matrix.shape) for matrix in model.matrices]
+        for number, obs in enumerate(sequences, start=1):
+            try:
+                log_p, gamma, transitions = model.expectations(obs)
+            except UserError as error:
+                raise type(error)(f"sequence {number}: {error}") from None
+            log_likelihood += log_p
+            counts[0] += gamma[0]  # how often each state starts, follows another, emits each symbol
+            counts[1] += transitions
+            counts[2] += [np.bincount(obs, weights=column, minlength=len(model.symbols)) for column in gamma.T]
         if log_likelihood <= best:
             return
         yield model, log_likelihood
         best = log_likelihood
-        matrices = zip(counts, (model.startprob, model.transmat, model.emissionprob), strict=True)
-        model = type(model)(*(_normalised(*pair) for pair in matrices), model.states, model.symbols)
-
-
-def _expected_counts(model, sequences: Sequence[np.ndarray]) -> tuple:
-    """ln P of all sequences; how often each state starts (N,), follows another (N, N), emits each symbol (N, M)."""
-    log_likelihood, m = 0.0, len(model.symbols)
-    start, transitions, emissions = np.zeros(len(model.states)), 0, 0
-    for number, obs in enumerate(sequences, start=1):
-        try:
-            gamma, xi = model.expectations(obs)
-        except UserError as error:
-            raise type(error)(f"sequence {number}: {error}") from None
-        log_likelihood += model.score(obs)
-        start, transitions = start + gamma[0], transitions + xi
-        emissions = emissions + np.array([np.bincount(obs, weights=column, minlength=m) for column in gamma.T])
-    return log_likelihood, start, transitions, emissions
-
-
-def _normalised(counts: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
-    """Rows divided by their sums; for a row of zeros, that of `otherwise`."""
-    total = counts.sum(axis=-1, keepdims=True)
-    return np.where(total > 0, counts / np.where(total > 0, total, 1), otherwise)
+        totals = [count.sum(axis=-1, keepdims=True) for count in counts]
+        rows = zip(counts, totals, model.matrices, strict=True)
+        rows = (np.divide(count, total, out=old.copy(), where=total > 0) for count, total, old in rows)
+        model = type(model)(*rows, model.states, model.symbols)
 
 
 def random_model(model, seed: int):
@@ -63,10 +53,10 @@ def random_model(model, seed: int):
 
 def sample(model, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """A sequence of `length` symbols drawn from the model: states (T,) and observations (T,), counted from 0."""
-    sums = (np.cumsum(matrix, axis=-1) for matrix in (model.startprob, model.transmat, model.emissionprob))
+    sums = (np.cumsum(matrix, axis=-1) for matrix in model.matrices)
     first, follow, emit = (total / total[..., -1:] for total in sums)  # distribution functions, to be inverted
-    uniform, rows = np.random.default_rng(seed).random((2, length)), follow.tolist()
-    states, obs, row = np.empty(length, dtype=int), np.empty(length, dtype=int), first.tolist()
+    uniform, rows, row = np.random.default_rng(seed).random((2, length)), follow.tolist(), first.tolist()
+    states, obs = np.empty(length, dtype=int), np.empty(length, dtype=int)
     for t, u in enumerate(uniform[0]):
         states[t] = state = bisect_right(row, u)
         row = rows[state]
@@ -92,17 +82,14 @@ def fit(model, sequences: list, seed: int | None, iters: int, tolerance: float, 
     """Prints the log-likelihood of all sequences at each step, then the model, which goes into the file `out` too."""
     steps = []
     for better, log_likelihood in baum_welch(model if seed is None else random_model(model, seed), sequences):
-        fitted, gain = better, log_likelihood - steps[-1] if steps else math.inf
-        steps.append(log_likelihood)
+        fitted, steps = better, [*steps, log_likelihood]
         if not as_json:
             print(f"step {len(steps) - 1}: ln P = {log_likelihood:.10g}", flush=True)
-        if len(steps) > iters or gain < tolerance:
+        if len(steps) > iters or (len(steps) > 1 and steps[-1] - steps[-2] < tolerance):
             break
     text = model_to_json(fitted)
     if out:
         with atomic_write(out, "w") as file:
             file.write(text)
-    if as_json:
-        print(json.dumps({"log_likelihood": steps, "model": json.loads(text)}, ensure_ascii=False))
-    else:
-        print(f"\n{text}", end="")
+    result = {"log_likelihood": steps, "model": json.loads(text)}
+    print(json.dumps(result, ensure_ascii=False) if as_json else "\n" + text.rstrip())

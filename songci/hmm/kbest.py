@@ -7,7 +7,6 @@ import numpy as np
 from songci.cli import UserError
 
 LIMIT = 10**8  # back-pointers, T·N·K of them, four bytes each
-EXACT_UP_TO = 400  # T·N²: up to here in fractions, so that ties are exact
 
 
 def kbest(model, obs: np.ndarray, k: int) -> list[tuple[np.ndarray, float]]:
@@ -21,8 +20,8 @@ def kbest(model, obs: np.ndarray, k: int) -> list[tuple[np.ndarray, float]]:
     if _width(n, k, len(obs)) * len(obs) * n > LIMIT:
         raise UserError(f"the {k} best paths of {len(obs)} observations need too much memory: ask for fewer")
     with np.errstate(divide="ignore"):
-        logs = [np.log(matrix) for matrix in (model.startprob, model.transmat, model.emissionprob)]
-    exact = len(obs) * n**2 <= EXACT_UP_TO
+        logs = [np.log(matrix) for matrix in model.matrices]
+    exact = model.is_small(obs)
     pi, a, b = model.exact if exact else logs
     times, zero = (operator.mul, 0) if exact else (operator.add, -np.inf)
     value, backs = times(pi, b[:, obs[0]])[:, None], []  # (N, width), each row from the best down

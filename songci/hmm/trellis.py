@@ -44,19 +44,14 @@ def plot(model, obs: Sequence[int], path: Path, show: str = "delta") -> None:
         file.write(picture.getvalue())
 
 
-def _legible(names: Sequence[str], letter: str, missing: Set[str]) -> list[str]:
-    """The names, or S1 S2 … if one of their characters is missing from all fonts."""
-    if missing.isdisjoint("".join(names)):
-        return list(names)
-    return [f"{letter}{i}" for i in range(1, len(names) + 1)]
-
-
 def draw(model, obs: np.ndarray, show: str = "delta", missing: Set[str] = frozenset()):
     """The figure; `missing` holds the characters that no font has."""
     from matplotlib.figure import Figure
 
-    best, nodes = model.viterbi(obs)[0], _node_texts(model, obs, show)
-    states, symbols = _legible(model.states, "S", missing), _legible(model.symbols, "v", missing)
+    states, symbols = (
+        list(names) if missing.isdisjoint("".join(names)) else [f"{letter}{i + 1}" for i in range(len(names))]
+        for names, letter in ((model.states, "S"), (model.symbols, "v"))
+    )
     labels = [state if state == f"S{i}" else f"S{i} {state}" for i, state in enumerate(states, start=1)]
     left = ENTRY + 0.15 + max(map(width, labels)) * 0.12 / SCALE[0]
     x, y = (-left, len(obs) - 0.6), (len(model.states) - 0.55, -0.8)
@@ -67,53 +62,36 @@ def draw(model, obs: np.ndarray, show: str = "delta", missing: Set[str] = frozen
         axes.text(-ENTRY - 0.05, i, label, ha="right", va="center", fontsize=13)
     for t, o in enumerate(obs):
         axes.text(t, -0.6, f"o{low(t + 1)} = {symbols[o]}", ha="center", va="center", fontsize=13)
+    best, log_delta, psi = model.viterbi(obs)
     _edges(axes, model, obs, best)
-    for t, row in enumerate(nodes):
-        for i, text in enumerate(row):
-            bold = best[t] == i
-            box = {"boxstyle": "round,pad=0.45", "ec": "black"}
-            box |= {"fc": "#fff2cc", "lw": 2.5} if bold else {"fc": "white", "lw": 1}
-            weight = "bold" if bold else "normal"
-            axes.text(t, i, text, ha="center", va="center", fontsize=11, weight=weight, bbox=box, zorder=3)
-    return figure
-
-
-def _node_texts(model, obs: np.ndarray, show: str) -> list[list[str]]:
-    """What the nodes show: a row for each time, with a text for each state."""
-    if show == "delta":
-        _, log_delta, psi = model.viterbi(obs)
-        backs = [[f"\nψ = S{j + 1}" if t else "" for j in row] for t, row in enumerate(psi)]
-        rows = zip(np.exp(log_delta), backs, strict=True)
-        return [[f"δ = {x:.4g}{back}" for x, back in zip(*row, strict=True)] for row in rows]
-    letter, table = {
-        "alpha": ("α", lambda: np.exp(model.forward(obs))),
-        "beta": ("β", lambda: np.exp(model.backward(obs))),
-        "gamma": ("γ", lambda: model.posterior(obs)),
+    letter, values = {
+        "delta": ("δ", np.exp(log_delta)),
+        "alpha": ("α", np.exp(model.forward(obs))),
+        "beta": ("β", np.exp(model.backward(obs))),
+        "gamma": ("γ", model.posterior(obs)),
     }[show]
-    return [[f"{letter} = {x:.4g}" for x in row] for row in table()]
+    for (t, i), value in np.ndenumerate(values):
+        bold, back = best[t] == i, f"\nψ = S{psi[t, i] + 1}" if show == "delta" and t else ""
+        box = {"fc": "#fff2cc", "lw": 2.5} if bold else {"fc": "white", "lw": 1}
+        style = {"weight": "bold" if bold else "normal", "bbox": {"boxstyle": "round,pad=0.45", "ec": "black", **box}}
+        axes.text(t, i, f"{letter} = {value:.4g}{back}", ha="center", va="center", fontsize=11, zorder=3, **style)
+    return figure
 
 
 def _edges(axes, model, obs: np.ndarray, path: np.ndarray) -> None:
     """Draws the possible edges into the nodes, labelled π·b or a·b."""
     n = len(model.states)
-    for t, o in enumerate(obs):
-        for i in range(n if t else 1):
-            for j in range(n):
-                p, b = model.transmat[i, j] if t else model.startprob[j], model.emissionprob[j, o]
-                best = path[t] == j and (t == 0 or path[t - 1] == i)
-                if p * b == 0:
-                    continue
-                start = (t - 1, i) if t else (-ENTRY, j)
-                axes.plot([start[0], t], [start[1], j], **(BEST_EDGE if best else EDGE))
-                if best or n <= ALL_LABELS_UP_TO:
-                    _edge_label(axes, start, (t, j), f"{p:.4g}·{b:.4g}", best)
-
-
-def _edge_label(axes, start: tuple, end: tuple, text: str, best: bool) -> None:
-    share = LABEL_AT[abs(start[1] - end[1])] if abs(start[1] - end[1]) < len(LABEL_AT) else 0.5
-    x, y = (start[k] + share * (end[k] - start[k]) for k in (0, 1))
-    rise, run = SCALE[1] * (start[1] - end[1]), SCALE[0] * (end[0] - start[0])  # the y axis points down
-    weight, color = ("bold", "#c00000") if best else ("normal", "#444444")
-    box = {"boxstyle": "square,pad=0.12", "fc": "white", "ec": "none"}
-    style = {"ha": "center", "va": "center", "fontsize": 9, "weight": weight, "color": color, "bbox": box}
-    axes.text(x, y, text, rotation=math.degrees(math.atan2(rise, run)), zorder=2.5, **style)
+    for t, i, j in np.ndindex(len(obs), n, n):
+        p, b = model.transmat[i, j] if t else model.startprob[j], model.emissionprob[j, obs[t]]
+        if p * b == 0 or (t == 0 and i != j):  # into the first node of a row leads one edge
+            continue
+        best = path[t] == j and (t == 0 or path[t - 1] == i)
+        x, y, rows = (t - 1, i, abs(i - j)) if t else (-ENTRY, j, 0)
+        axes.plot([x, t], [y, j], **(BEST_EDGE if best else EDGE))
+        if best or n <= ALL_LABELS_UP_TO:
+            share = LABEL_AT[rows] if rows < len(LABEL_AT) else 0.5
+            slope = math.degrees(math.atan2(SCALE[1] * (y - j), SCALE[0] * (t - x)))  # the y axis points down
+            style = {"weight": "bold", "color": "#c00000"} if best else {"color": "#444444"}
+            style |= {"bbox": {"boxstyle": "square,pad=0.12", "fc": "white", "ec": "none"}, "rotation": slope}
+            at = x + share * (t - x), y + share * (j - y)
+            axes.text(*at, f"{p:.4g}·{b:.4g}", ha="center", va="center", fontsize=9, zorder=2.5, **style)

@@ -7,8 +7,9 @@ tables, without their middle when they are long.
 
 import itertools
 import math
+import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
 
@@ -44,14 +45,14 @@ WORDS = {
     "kbest": ("概率最大的 {n} 条路径", "The {n} most probable paths"),
     "fewer": ("概率不为 0 的路径只有这些。", "No other path is possible."),
     "sequence": ("第 {i} 个序列，共 {n} 个", "Sequence {i} of {n}"),
-    "left out": (
+    "rows": (
         "（共 {n} 行，此处只显示开头和末尾；完整结果见 --format json）",
         "({n} rows, of which only the first and last are shown; --format json prints them all)",
     ),
-    "wide matrix": ("（共 {n} 列，此处不显示）", "({n} columns, not shown here)"),
+    "columns": ("（共 {n} 列，此处不显示）", "({n} columns, not shown here)"),
     "wide": (
         "（共 {n} 列，此处不显示；完整结果见 --format json）",
-        "({n} columns, not shown here; --format json prints them)",
+        "({n} columns, not shown here, but by --format json)",
     ),
     "sentence": (
         "观测序列 {obs} 的概率为 {p}。最可能的状态序列是 {path}，其概率为 {best}{share}。",
@@ -64,6 +65,13 @@ WORDS = {
     ),
     "comma": ("、", ", "),
 }
+RULES = {
+    "forward": "αₜ₊₁(i) = [Σⱼ αₜ(j) aⱼᵢ] bᵢ(oₜ₊₁) = P(o₁ … oₜ₊₁, qₜ₊₁ = Sᵢ | λ)",
+    "backward": "βₜ(i) = Σⱼ aᵢⱼ bⱼ(oₜ₊₁) βₜ₊₁(j) = P(oₜ₊₁ … o_T | qₜ = Sᵢ, λ)",
+    "gamma": "γₜ(i) = αₜ(i) βₜ(i) / P(O | λ) = P(qₜ = Sᵢ | O, λ)",
+    "xi": "ξₜ(i,j) = αₜ(i) aᵢⱼ bⱼ(oₜ₊₁) βₜ₊₁(j) / P(O | λ) = P(qₜ = Sᵢ, qₜ₊₁ = Sⱼ | O, λ)",
+    "viterbi": "δₜ₊₁(i) = maxⱼ[δₜ(j) aⱼᵢ] bᵢ(oₜ₊₁), ψₜ₊₁(i) = argmaxⱼ δₜ(j) aⱼᵢ",
+}
 
 
 def explain(model, sequences: list, lang: str, k: int = 0) -> str:
@@ -75,20 +83,195 @@ def explain(model, sequences: list, lang: str, k: int = 0) -> str:
     document = []
     for i, obs in enumerate(sequences, start=1):
         document += [heading(say("sequence", i=i, n=len(sequences)))] if len(sequences) > 1 else []
-        work = Worked if len(obs) * len(model.states) ** 2 <= FORMULAS_UP_TO else Tabulated
-        document += [*_model(model, obs, say), *work(model, obs, say).document()]
-        paths = kbest(model, obs, k) if k else []
-        if paths:
-            rows = [
-                [str(rank), _names(model, path, ", ", whole=PATH_UP_TO), log_number(log_p)]
-                for rank, (path, log_p) in enumerate(paths, start=1)
-            ]
-            document += [heading(say("kbest", n=len(paths))), table("", ["", say("path"), "P(q, O | λ)"], rows)]
-            document += [say("fewer")] if len(paths) < k else []
+        document += [*given(model, obs, say), *solution(model, obs, say), *best_paths(model, obs, say, k)]
     return "\n\n".join(document)
 
 
-# Blocks of text.
+def given(model, obs: np.ndarray, say: Callable) -> Iterator[str]:
+    """The model and the observations."""
+    (pi, a, b), states = model.exact, [f"{state(i)} {name}" for i, name in enumerate(model.states)]
+    yield heading(say("model"))
+    for title, columns, matrix in (
+        ("πᵢ = P(q₁ = Sᵢ)", ["πᵢ"], pi[:, None]),
+        ("A: aᵢⱼ = P(qₜ₊₁ = Sⱼ | qₜ = Sᵢ)", states, a),
+        ("B: bᵢ(k) = P(oₜ = k | qₜ = Sᵢ)", model.symbols, b),
+    ):
+        rows = [[name, *map(operand, row)] for name, row in zip(states, matrix, strict=True)]
+        wide = f"  {title}\n\n{say('columns', n=len(columns))}"  # it stands in the model's file
+        yield wide if len(columns) > COLUMNS else f"{title}\n{table(['', *columns], rows)}"
+    yield from (heading(say("observed")), "O = " + ", ".join(short([model.symbols[o] for o in obs])))
+
+
+def solution(model, obs: np.ndarray, say: Callable) -> Iterator[str]:
+    """The three problems solved, and the answer in a sentence."""
+    log_p = model.score(obs)
+    v = model.exactly(obs) if len(obs) * len(model.states) ** 2 <= FORMULAS_UP_TO else None
+    for part, *blocks in Worked(model, obs, v, say).parts() if v else tables(model, obs, say):
+        yield heading(say(part, n=len(model.states) ** len(obs) if part == "paths" else 0))
+        yield from ([formulas(RULES[part])] if part in RULES else [])
+        yield from blocks
+        if part == "likelihood" and log_p == -math.inf:
+            t = np.isneginf(model.forward(obs)).all(axis=1).argmax() + 1
+            yield from (heading(say("answer")), say("impossible", t=t))
+            return
+    path, log_delta, _ = model.viterbi(obs)
+    best, share = log_delta[-1].max(), math.exp(min(log_delta[-1].max() - log_p, 0))
+    numbers = (operand(v.likelihood), operand(max(v.delta[-1]))) if v else (log_number(log_p), log_number(best))
+    words = {"p": numbers[0], "best": numbers[1], "obs": ", ".join(short([model.symbols[o] for o in obs]))}
+    words["path"] = say("comma").join(short([model.states[i] for i in path]))
+    words["share"] = say("its share", share=share) if share > 5e-4 else ""
+    yield from (heading(say("answer")), say("sentence", **words))
+
+
+def best_paths(model, obs: np.ndarray, say: Callable, k: int) -> Iterator[str]:
+    """The `k` best paths, if there are any."""
+    paths = kbest(model, obs, k) if k else []
+    if paths:
+        names = [", ".join(short([model.states[i] for i in path], PATH_UP_TO)) for path, _ in paths]
+        rows = [[str(i + 1), names[i], log_number(log_p)] for i, (_, log_p) in enumerate(paths)]
+        yield heading(say("kbest", n=len(paths)))
+        yield table(["", say("path"), "P(q, O | λ)"], rows)
+        yield from ([say("fewer")] if len(paths) < k else [])
+
+
+def tables(model, obs: np.ndarray, say: Callable) -> Iterator[list[str]]:
+    """A large problem: tables of floats, without their middle if they are long."""
+
+    def rows(values: np.ndarray, cell: Callable, columns: Sequence[str]) -> list[str]:
+        if len(columns) > COLUMNS:
+            return [say("wide", n=len(columns))]
+        lines = [[str(t + 1), model.symbols[obs[t]], *map(cell, values[t])] for t in short(range(len(values)), gap=[])]
+        lines[ROWS // 2 : ROWS // 2] = [["…"] * len(lines[0])] if len(values) > ROWS else []
+        return [table(["t", "oₜ", *columns], lines), *([say("rows", n=len(values))] if len(values) > ROWS else [])]
+
+    states = [state(i) for i in range(len(model.states))]
+    alpha, beta, log_p = model.forward(obs), model.backward(obs), model.score(obs)
+    yield ["forward", *rows(alpha, log_number, states)]
+    yield ["backward", *rows(beta, log_number, states)]
+    ways = {"α_T(i)": alpha[-1], "πᵢ bᵢ(o₁) β₁(i)": alpha[0] + beta[0], "α_T(i) β_T(i)": alpha[-1] + beta[-1]}
+    sums = [f"P(O | λ) = Σᵢ {way} = {log_number(np.logaddexp.reduce(logs))}" for way, logs in ways.items()]
+    yield ["likelihood", formulas(*sums, *([f"ln P(O | λ) = {log_p:.10g}"] if log_p > -math.inf else []))]
+    yield ["gamma", *rows(model.posterior(obs), rounded, states)]
+    pairs = [f"{i} → {j}" for i in states for j in states]
+    xi = model.pair_posterior(obs).reshape(-1, len(pairs)) if len(pairs) <= COLUMNS else alpha[:-1]
+    yield ["xi", *rows(xi, rounded, pairs)]
+    _, log_delta, psi = model.viterbi(obs)
+    psi[0] = -1
+    yield ["viterbi", "δₜ(i)", *rows(log_delta, log_number, states), "ψₜ(i)", *rows(psi, state, states)]
+
+
+class Worked:
+    """A small problem: every number with its formula, written with letters and then with numbers filled in.
+
+    Here times and states count from 1, as in the formulas.
+    """
+
+    def __init__(self, model, obs: np.ndarray, v, say: Callable):
+        self.model, self.v, self.say = model, v, say
+        self.states, self.times = range(1, len(model.states) + 1), range(1, len(obs) + 1)
+        self.symbols, (pi, a, b) = [model.symbols[o] for o in obs], model.exact
+        self.value = {f"π{low(i + 1)}": x for i, x in enumerate(pi)}
+        self.value |= {f"a{low(i + 1)}{low(j + 1)}": x for (i, j), x in np.ndenumerate(a)}
+        self.value |= {f"b{low(i + 1)}({model.symbols[o]})": x for (i, o), x in np.ndenumerate(b)}
+        for letter, values in ("α", v.alpha), ("β", v.beta), ("γ", v.gamma), ("δ", v.delta), ("ξ", v.xi):
+            for (t, *at), x in np.ndenumerate(values) if values is not None else ():
+                self.value[f"{letter}{low(t + 1)}({','.join(str(i + 1) for i in at)})"] = x
+        self.name = re.compile("|".join(map(re.escape, sorted(self.value, key=len, reverse=True))))
+
+    def b(self, i: int, t: int) -> str:
+        return f"b{low(i)}({self.symbols[t - 1]})"
+
+    def filled(self, formula: str) -> str:
+        """The formula with numbers for the letters."""
+        return self.name.sub(lambda name: operand(self.value[name[0]]), formula)
+
+    def line(self, name: str, formula: str, *forms: str) -> str:
+        """name = formula = formula with numbers = forms = value."""
+        return line(name, formula, self.filled(formula), *forms, self.value[name])
+
+    def parts(self) -> Iterator[list[str]]:
+        states, times, p = self.states, self.times, operand(self.v.likelihood)
+        yield ["forward", formulas(*self.ahead("α", " + ", "[{}]·{}"))]
+        yield ["backward", formulas(*self.back())]
+        yield ["likelihood", formulas(*self.likelihood())]
+        gamma = {f"γ{low(t)}({i})": f"α{low(t)}({i})·β{low(t)}({i})" for t in times for i in states}
+        yield ["gamma", formulas(*(line(x, f"{self.filled(y)} / {p}", self.value[x]) for x, y in gamma.items()))]
+        xi = {
+            f"ξ{low(t)}({i},{j})": f"α{low(t)}({i})·a{low(i)}{low(j)}·{self.b(j, t + 1)}·β{low(t + 1)}({j})"
+            for t, i, j in itertools.product(times[:-1], states, states)
+        }
+        if xi:
+            yield ["xi", formulas(*(line(x, f"{self.filled(y)} / {p}", self.value[x]) for x, y in xi.items()))]
+        if len(states) ** len(times) <= PATHS_UP_TO:
+            yield ["paths", self.paths(), formulas(line("max_q P(q, O | λ)", max(self.v.delta[-1])))]
+        lines = formulas(*self.ahead("δ", ", ", "max[{}]·{}"))
+        yield ["viterbi", lines, self.trellis(), self.say("trace"), formulas(*self.trace()), self.say("ties")]
+
+    def ahead(self, letter: str, sign: str, form: str) -> Iterator[str]:
+        """The lines of α or δ."""
+        for i in self.states:
+            yield self.line(f"{letter}₁({i})", f"π{low(i)}·{self.b(i, 1)}")
+        for t, i in itertools.product(self.times[1:], self.states):
+            name, b = f"{letter}{low(t)}({i})", self.b(i, t)
+            formula = form.format(sign.join(f"{letter}{low(t - 1)}({j})·a{low(j)}{low(i)}" for j in self.states), b)
+            if letter == "α":
+                yield self.line(name, formula)
+            else:
+                products = map(operand, self.v.delta[t - 2] * self.model.exact[1][:, i - 1])
+                text = self.line(name, formula, form.format(sign.join(products), self.filled(b)))
+                yield f"{text}, ψ{low(t)}({i}) = {self.v.psi[t - 1, i - 1] + 1}"
+
+    def back(self) -> Iterator[str]:
+        """The lines of β."""
+        yield from (f"β{low(self.times[-1])}({i}) = 1" for i in self.states)
+        for t, i in itertools.product(reversed(self.times[:-1]), self.states):
+            terms = (f"a{low(i)}{low(j)}·{self.b(j, t + 1)}·β{low(t + 1)}({j})" for j in self.states)
+            yield self.line(f"β{low(t)}({i})", " + ".join(terms))
+
+    def likelihood(self) -> Iterator[str]:
+        ways = [f"α{low(self.times[-1])}(i)", "πᵢ bᵢ(o₁) β₁(i)", *(f"α{t}(i) β{t}(i)" for t in map(low, self.times))]
+        for way in ways:
+            terms = (way.replace(" ", "·").replace("(i)", f"({i})").replace("ᵢ", low(i)) for i in self.states)
+            formula = " + ".join(terms).replace("(o₁)", f"({self.symbols[0]})")
+            yield line(f"P(O | λ) = Σᵢ {way}", self.filled(formula), self.v.likelihood)
+
+    def paths(self) -> str:
+        """All paths with their probabilities."""
+        total, rows = self.v.likelihood, []
+        for q in itertools.product(self.states, repeat=len(self.times)):
+            factors = [f"π{low(q[0])}", self.b(q[0], 1)]
+            for t, (i, j) in enumerate(itertools.pairwise(q), start=2):
+                factors += [f"a{low(i)}{low(j)}", self.b(j, t)]
+            p, mark = math.prod(map(self.value.get, factors)), "*" if [*q] == [*self.v.path + 1] else ""
+            names, share = ", ".join(self.model.states[i - 1] for i in q), Fraction(round(1000 * p / total), 10)
+            rows.append([f"q{mark} = ({names})", line(self.filled("·".join(factors)), p), f"{decimal(share)[0]}%"])
+        rows.append([self.say("sum"), line("P(O)", total), "100%"])
+        return table([self.say("path"), "P(q, O | λ)", self.say("share")], rows)
+
+    def trellis(self) -> str:
+        """δ and ψ with the best path."""
+        rows = []
+        for t, best in enumerate(self.v.path):
+            deltas = [operand(x) + ("*" if i == best else "") for i, x in enumerate(self.v.delta[t])]
+            backs = [state(j if t else -1) for j in self.v.psi[t]]
+            rows.append([str(t + 1), self.symbols[t], *deltas, *backs, state(best)])
+        return table(["t", "oₜ", *(f"{letter}ₜ({i})" for letter in "δψ" for i in self.states), "q*ₜ"], rows)
+
+    def trace(self) -> Iterator[str]:
+        last, *before = reversed([*zip(map(low, self.times), self.v.path + 1, strict=True)])
+        ends = self.v.delta[-1]
+        yield line(f"P* = maxᵢ δ{last[0]}(i)", f"max[{', '.join(map(operand, ends))}]", max(ends))
+        yield f"q*{last[0]} = {last[1]}"
+        for (after, j), (t, i) in itertools.pairwise([last, *before]):
+            yield f"q*{t} = ψ{after}({j}) = {i}"
+
+
+def line(*forms) -> str:
+    """forms = … = value."""
+    return f"{' = '.join(forms[:-1])} {equals(forms[-1])}"
+
+
+# Text.
 
 LOW, HIGH = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉"), str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 
@@ -111,291 +294,48 @@ def formulas(*lines: str) -> str:
     return "\n".join(f"  {line}" for line in lines)
 
 
-def table(title: str, header: list[str], rows: list[list[str]]) -> str:
+def table(header: Sequence[str], rows: list[list[str]]) -> str:
     rows = [header, *rows]
     widths = [max(map(width, column)) for column in zip(*rows, strict=True)]
     padded = ["   ".join(" " * (w - width(cell)) + cell for w, cell in zip(widths, row, strict=True)) for row in rows]
-    return (f"{title}\n" if title else "") + formulas(*padded)
+    return formulas(*padded)
 
 
-# Numbers.
+def short(items: Sequence, whole: int = ROWS, gap: Sequence = ("…",)) -> list:
+    """The items, or only the first and last."""
+    return [*items] if len(items) <= whole else [*items[: ROWS // 2], *gap, *items[-ROWS // 2 :]]
+
+
+def rounded(x: float | Decimal, digits: int = 6) -> str:
+    text, _, exponent = format(x, f".{digits}g").partition("e")
+    return f"{text}·10{str(int(exponent)).translate(HIGH)}" if exponent else text
 
 
 def decimal(x: Fraction) -> tuple[str, bool]:
     """`x` with at most 10 digits and whether that is exact; with 6 digits if it is not."""
-    text = format(Decimal(x.numerator) / Decimal(x.denominator), ".10g") if x else "0"
-    if Fraction(text) == x:
-        return _power(text), True
-    return _power(format(Decimal(x.numerator) / Decimal(x.denominator), ".6g")), False
-
-
-def _power(text: str) -> str:
-    digits, _, exponent = text.partition("e")
-    return f"{digits}·10{str(int(exponent)).translate(HIGH)}" if exponent else digits
+    quotient = Decimal(x.numerator) / Decimal(x.denominator)
+    exact = Fraction(format(quotient, ".10g")) == x
+    return rounded(quotient, 10 if exact else 6), exact
 
 
 def equals(x: Fraction) -> str:
     """= decimal = fraction, or = fraction ≈ decimal if the decimal is not exact."""
-    (digits, whole), fraction = decimal(x), str(x) if len(str(x)) <= FRACTION_LENGTH else ""
+    (digits, exact), fraction = decimal(x), f"= {x} " if len(str(x)) <= FRACTION_LENGTH else ""
     if x.denominator == 1:
         return f"= {x}"
-    if whole:
-        return f"= {digits}" + (f" = {fraction}" if fraction else "")
-    return (f"= {fraction} " if fraction else "") + f"≈ {digits}"
+    return f"= {digits} {fraction}".rstrip() if exact else f"{fraction}≈ {digits}"
 
 
 def operand(x: Fraction) -> str:
     """A number in a formula: a decimal if that is exact, else a fraction if that is short, else a rounded decimal."""
-    digits, whole = decimal(x)
-    return digits if whole or len(str(x)) > FRACTION_LENGTH else str(x)
-
-
-def times(*factors: Fraction) -> str:
-    return "·".join(map(operand, factors))
+    digits, exact = decimal(x)
+    return digits if exact or len(str(x)) > FRACTION_LENGTH else str(x)
 
 
 def log_number(log_p: float) -> str:
     """A probability from its logarithm, with 6 digits; it may be below the range of floats."""
-    if log_p == -math.inf:
-        return "0"
-    return _power(format(math.exp(log_p) if log_p > -700 else Decimal(float(log_p)).exp(), ".6g"))
+    return rounded(math.exp(log_p) if log_p > -700 or log_p == -math.inf else Decimal(float(log_p)).exp())
 
 
-# The parts of a document.
-
-
-def _short(items: list[str], whole: int = ROWS) -> list[str]:
-    return items if len(items) <= whole else [*items[: ROWS // 2], "…", *items[-ROWS // 2 :]]
-
-
-def _names(model, path: Iterable[int], comma: str, whole: int = ROWS) -> str:
-    return comma.join(_short([model.states[i] for i in path], whole))
-
-
-def _model(model, obs: np.ndarray, say: Callable) -> list[str]:
-    pi, a, b = model.exact
-    states = [f"S{low(i)} {state}" for i, state in enumerate(model.states, start=1)]
-
-    def matrix(title: str, columns: Sequence[str], cells) -> list[str]:
-        if len(columns) > COLUMNS:
-            return [formulas(title), say("wide matrix", n=len(columns))]  # it stands in the model's file
-        return [table(title, ["", *columns], [[s, *map(operand, row)] for s, row in zip(states, cells, strict=True)])]
-
-    return [
-        heading(say("model")),
-        *matrix("πᵢ = P(q₁ = Sᵢ)", ["πᵢ"], pi[:, None]),
-        *matrix("A: aᵢⱼ = P(qₜ₊₁ = Sⱼ | qₜ = Sᵢ)", states, a),
-        *matrix("B: bᵢ(k) = P(oₜ = k | qₜ = Sᵢ)", model.symbols, b),
-        heading(say("observed")),
-        "O = " + ", ".join(_short([model.symbols[o] for o in obs])),
-    ]
-
-
-def _answer(model, obs, say: Callable, likelihood: str, best: str, log_share: float, path) -> list[str]:
-    share = math.exp(min(log_share, 0))
-    words = {"p": likelihood, "best": best, "path": _names(model, path, say("comma"))}
-    words["obs"] = ", ".join(_short([model.symbols[o] for o in obs]))
-    words["share"] = say("its share", share=share) if share > 5e-4 else ""
-    return [heading(say("answer")), say("sentence", **words)]
-
-
-class Tabulated:
-    """A large problem: tables of floats."""
-
-    def __init__(self, model, obs: np.ndarray, say: Callable):
-        self.model, self.obs, self.say = model, obs, say
-
-    def document(self) -> list[str]:
-        model, obs, say = self.model, self.obs, self.say
-        alpha, beta, log_p = model.forward(obs), model.backward(obs), model.score(obs)
-        with np.errstate(divide="ignore"):
-            first = np.log(model.startprob) + np.log(model.emissionprob[:, obs[0]])
-        ways = {
-            "Σᵢ α_T(i)": alpha[-1],
-            "Σᵢ πᵢ bᵢ(o₁) β₁(i)": first + beta[0],
-            "Σᵢ α₁(i) β₁(i)": alpha[0] + beta[0],
-            "Σᵢ α_T(i) β_T(i)": alpha[-1] + beta[-1],
-        }
-        lines = [f"P(O | λ) = {way} = {log_number(np.logaddexp.reduce(logs))}" for way, logs in ways.items()]
-        lines += [f"ln P(O | λ) = {log_p:.10g}"] if log_p > -math.inf else []
-        document = [heading(say("forward")), *self.table("αₜ(i)", alpha)]
-        document += [heading(say("backward")), *self.table("βₜ(i)", beta)]
-        document += [heading(say("likelihood")), formulas(*lines)]
-        if log_p == -math.inf:
-            t = int(np.isneginf(alpha).all(axis=1).argmax()) + 1
-            return [*document, heading(say("answer")), say("impossible", t=t)]
-        path, log_delta, psi = model.viterbi(obs)
-        best = log_delta[-1].max()
-        with np.errstate(divide="ignore"):
-            document += [heading(say("gamma")), *self.table("γₜ(i) = P(qₜ = Sᵢ | O, λ)", np.log(model.posterior(obs)))]
-            document += [heading(say("xi")), *self.pairs()]
-        document += [heading(say("viterbi")), *self.table("δₜ(i)", log_delta)]
-        psi = np.vstack([np.full(psi.shape[1], -1), psi[1:]])
-        document += [*self.table("ψₜ(i)", psi, cell=_state), say("ties")]
-        return [*document, *_answer(model, obs, say, log_number(log_p), log_number(best), best - log_p, path)]
-
-    def pairs(self) -> list[str]:
-        title, states = "ξₜ(i,j) = P(qₜ = Sᵢ, qₜ₊₁ = Sⱼ | O, λ)", range(len(self.model.states))
-        columns = [f"{_state(i)} → {_state(j)}" for i in states for j in states]
-        if len(columns) > COLUMNS:  # before all the T·N² numbers are computed
-            return [formulas(title), self.say("wide", n=len(columns))]
-        return self.table(title, np.log(self.model.pair_posterior(self.obs)).reshape(-1, len(columns)), columns)
-
-    def table(self, title: str, rows: np.ndarray, columns: Sequence[str] = (), cell: Callable = log_number) -> list:
-        """A row for each time, with its symbol; cell(x) prints an entry. The middle of many rows is left out."""
-        columns, n = columns or [_state(i) for i in range(rows.shape[1])], len(rows)
-        if len(columns) > COLUMNS:
-            return [formulas(title), self.say("wide", n=len(columns))]
-        shown = range(n) if n <= ROWS else [*range(ROWS // 2), *range(n - ROWS // 2, n)]
-        lines = [[str(t + 1), self.model.symbols[self.obs[t]], *map(cell, rows[t])] for t in shown]
-        if n > ROWS:
-            lines.insert(ROWS // 2, ["…"] * len(lines[0]))
-        note = [self.say("left out", n=n)] if n > ROWS else []
-        return [table(title, ["t", "oₜ", *columns], lines), *note]
-
-
-def _state(i: int) -> str:
+def state(i: int) -> str:
     return f"S{low(i + 1)}" if i >= 0 else "–"
-
-
-class Worked:
-    """A small problem: every number with its formula, in fractions."""
-
-    def __init__(self, model, obs: np.ndarray, say: Callable):
-        self.model, self.obs, self.say = model, obs, say
-        (self.pi, self.a, self.b), self.v = model.exact, model.exactly(obs)
-        self.states, self.times = range(len(self.pi)), range(len(obs))
-        self.possible, self.later = self.v.likelihood > 0, self.times[1:]
-
-    def document(self) -> list[str]:
-        document = [*self.forward(), *self.backward(), *self.likelihood()]
-        if self.possible:
-            return [*document, *self.posteriors(), *self.paths(), *self.viterbi(), *self.answer()]
-        t = next(t for t, row in enumerate(self.v.alpha, start=1) if not any(row))
-        return [*document, heading(self.say("answer")), self.say("impossible", t=t)]
-
-    def name_of_b(self, i: int, t: int) -> str:
-        return f"b{low(i + 1)}({self.model.symbols[self.obs[t]]})"
-
-    def value_of_b(self, i: int, t: int) -> Fraction:
-        return self.b[i, self.obs[t]]
-
-    def first(self, letter: str, values: Sequence) -> list[str]:
-        """The lines of α₁ or δ₁, which are the same."""
-        return [
-            f"{at(letter, 0, i)} = π{low(i + 1)}·{self.name_of_b(i, 0)} "
-            f"= {times(self.pi[i], self.value_of_b(i, 0))} {equals(values[i])}"
-            for i in self.states
-        ]
-
-    def into(self, letter: str, values: Sequence, t: int, i: int, comma: str) -> tuple[str, str]:
-        """The products of αₜ₋₁(j) or δₜ₋₁(j) with aⱼᵢ for all j: with letters, and with `values` filled in."""
-        letters = comma.join(f"{at(letter, t - 1, j)}·a{low(j + 1)}{low(i + 1)}" for j in self.states)
-        return letters, comma.join(times(values[j], self.a[j, i]) for j in self.states)
-
-    def forward(self) -> list[str]:
-        alpha = self.v.alpha
-        lines = self.first("α", alpha[0])
-        for t, i in itertools.product(self.later, self.states):
-            letters, filled = self.into("α", alpha[t - 1], t, i, " + ")
-            lines.append(
-                f"{at('α', t, i)} = [{letters}]·{self.name_of_b(i, t)} "
-                f"= [{filled}]·{operand(self.value_of_b(i, t))} {equals(alpha[t, i])}"
-            )
-        rule = "αₜ₊₁(i) = [Σⱼ αₜ(j) aⱼᵢ] bᵢ(oₜ₊₁) = P(o₁ … oₜ₊₁, qₜ₊₁ = Sᵢ | λ)"
-        return [heading(self.say("forward")), formulas(rule), formulas(*lines)]
-
-    def backward(self) -> list[str]:
-        beta, lines = self.v.beta, [f"{at('β', self.times[-1], i)} = 1" for i in self.states]
-        for t, i in itertools.product(reversed(self.times[:-1]), self.states):
-            letters = " + ".join(
-                f"a{low(i + 1)}{low(j + 1)}·{self.name_of_b(j, t + 1)}·{at('β', t + 1, j)}" for j in self.states
-            )
-            filled = " + ".join(times(self.a[i, j], self.value_of_b(j, t + 1), beta[t + 1, j]) for j in self.states)
-            lines.append(f"{at('β', t, i)} = {letters} = {filled} {equals(beta[t, i])}")
-        rule = "βₜ(i) = Σⱼ aᵢⱼ bⱼ(oₜ₊₁) βₜ₊₁(j) = P(oₜ₊₁ … o_T | qₜ = Sᵢ, λ)"
-        return [heading(self.say("backward")), formulas(rule), formulas(*lines)]
-
-    def likelihood(self) -> list[str]:
-        alpha, beta, total = self.v.alpha, self.v.beta, equals(self.v.likelihood)
-        forwards = " + ".join(map(operand, alpha[-1]))
-        backwards = " + ".join(times(self.pi[i], self.value_of_b(i, 0), beta[0, i]) for i in self.states)
-        lines = [
-            f"P(O | λ) = Σᵢ α{low(len(alpha))}(i) = {forwards} {total}",
-            f"P(O | λ) = Σᵢ πᵢ bᵢ(o₁) β₁(i) = {backwards} {total}",
-        ]
-        for t in self.times:
-            both = " + ".join(map(times, alpha[t], beta[t]))
-            lines.append(f"P(O | λ) = Σᵢ α{low(t + 1)}(i) β{low(t + 1)}(i) = {both} {equals(sum(alpha[t] * beta[t]))}")
-        return [heading(self.say("likelihood")), formulas(*lines)]
-
-    def posteriors(self) -> list[str]:
-        alpha, beta, p = self.v.alpha, self.v.beta, operand(self.v.likelihood)
-        lines = [
-            f"{at('γ', t, i)} = {times(alpha[t, i], beta[t, i])} / {p} {equals(self.v.gamma[t, i])}"
-            for t, i in itertools.product(self.times, self.states)
-        ]
-        rule = "γₜ(i) = αₜ(i) βₜ(i) / P(O | λ) = P(qₜ = Sᵢ | O, λ)"
-        blocks = [heading(self.say("gamma")), formulas(rule), formulas(*lines)]
-        lines = []
-        for t, i, j in itertools.product(self.times[:-1], self.states, self.states):
-            product = times(alpha[t, i], self.a[i, j], self.value_of_b(j, t + 1), beta[t + 1, j])
-            lines.append(f"ξ{low(t + 1)}({i + 1},{j + 1}) = {product} / {p} {equals(self.v.xi[t, i, j])}")
-        rule = "ξₜ(i,j) = αₜ(i) aᵢⱼ bⱼ(oₜ₊₁) βₜ₊₁(j) / P(O | λ) = P(qₜ = Sᵢ, qₜ₊₁ = Sⱼ | O, λ)"
-        return [*blocks, heading(self.say("xi")), formulas(rule), formulas(*lines)] if lines else blocks
-
-    def paths(self) -> list[str]:
-        """All paths with their probabilities, if there are not too many."""
-        number, total = len(self.states) ** len(self.times), self.v.likelihood
-        if number > PATHS_UP_TO:
-            return []
-        rows = []
-        for q in itertools.product(self.states, repeat=len(self.times)):
-            factors = [self.pi[q[0]], self.value_of_b(q[0], 0)]
-            for t in self.later:
-                factors += [self.a[q[t - 1], q[t]], self.value_of_b(q[t], t)]
-            p, mark = math.prod(factors), "*" if list(q) == self.v.path.tolist() else ""
-            share = decimal(Fraction(round(1000 * p / total), 10))[0]
-            names = ", ".join(self.model.states[i] for i in q)
-            rows.append([f"q{mark} = ({names})", f"{times(*factors)} {equals(p)}", f"{share}%"])
-        rows.append([self.say("sum"), f"P(O) {equals(total)}", "100%"])
-        shown = table("", [self.say("path"), "P(q, O | λ)", self.say("share")], rows)
-        best = formulas(f"max_q P(q, O | λ) {equals(max(self.v.delta[-1]))}")
-        return [heading(self.say("paths", n=number)), shown, best]
-
-    def viterbi(self) -> list[str]:
-        delta, psi, path = self.v.delta, self.v.psi, self.v.path
-        lines = self.first("δ", delta[0])
-        for t, i in itertools.product(self.later, self.states):
-            letters, filled = self.into("δ", delta[t - 1], t, i, ", ")
-            products, b = ", ".join(map(operand, delta[t - 1] * self.a[:, i])), operand(self.value_of_b(i, t))
-            lines.append(
-                f"{at('δ', t, i)} = max[{letters}]·{self.name_of_b(i, t)} = max[{filled}]·{b} "
-                f"= max[{products}]·{b} {equals(delta[t, i])}, {at('ψ', t, i)} = {psi[t, i] + 1}"
-            )
-        rows = []
-        for t, o in enumerate(self.obs):
-            deltas = [operand(x) + ("*" if i == path[t] else "") for i, x in enumerate(delta[t])]
-            backs = [_state(j if t else -1) for j in psi[t]]
-            rows.append([str(t + 1), self.model.symbols[o], *deltas, *backs, _state(path[t])])
-        columns = [f"{letter}ₜ({i + 1})" for letter in "δψ" for i in self.states]
-        rule = "δₜ₊₁(i) = maxⱼ[δₜ(j) aⱼᵢ] bᵢ(oₜ₊₁), ψₜ₊₁(i) = argmaxⱼ δₜ(j) aⱼᵢ"
-        trellis = table("", ["t", "oₜ", *columns, "q*ₜ"], rows)
-        trace = [
-            f"P* = maxᵢ δ{low(len(path))}(i) = max[{', '.join(map(operand, delta[-1]))}] {equals(max(delta[-1]))}",
-            f"q*{low(len(path))} = {path[-1] + 1}",
-        ]
-        for t in reversed(self.times[:-1]):
-            trace.append(f"q*{low(t + 1)} = {at('ψ', t + 1, path[t + 1])} = {path[t] + 1}")
-        blocks = [heading(self.say("viterbi")), formulas(rule), formulas(*lines), trellis]
-        return [*blocks, self.say("trace"), formulas(*trace), self.say("ties")]
-
-    def answer(self) -> list[str]:
-        p, best = self.v.likelihood, max(self.v.delta[-1])
-        share = math.log(best / p) if best / p > 0 else -math.inf
-        return _answer(self.model, self.obs, self.say, operand(p), operand(best), share, self.v.path)
-
-
-def at(letter: str, t: int, i: int) -> str:
-    """α₂(1), or another variable."""
-    return f"{letter}{low(t + 1)}({i + 1})"
