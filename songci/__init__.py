@@ -6,7 +6,7 @@ import os
 def let_threads_sleep() -> str:
     """How long the threads of a product wait awake for the next one, where GNU's OpenMP runs them, as in Linux wheels.
 
-    Without a bound they keep their cores busy while they wait, and beside one other busy program training falls to a
+    Without a bound they keep their cores busy while they wait, and beside one other busy program training can fall to a
     sixth of its speed (benchmarks/busy.py). OpenMP reads this when torch is imported, so this package comes before it.
     """
     chosen = "OMP_WAIT_POLICY" in os.environ  # by the user, whose word it is
