@@ -75,7 +75,7 @@ def settle(args, folder: Path) -> torch.device:
 
 
 def few_threads(model: torch.nn.Module) -> None:
-    """One thread to sample from a small model: a second gains little, and beside a busy program costs much (results.md).
+    """One thread to sample from a small model: a second gains little idle, and costs much beside a busy program.
 
     A number that the user has set stays.
     """
