@@ -175,7 +175,7 @@ class GPT(nn.Module):
 
         Returns the logits (B, L, V), at each position the scores of the next token before the softmax, and a list with
         the attention weights (B, h, L, L) of each layer, empty unless `need_weights`.
-        cache: a CacheSlice of songci/generation.py, which knows the tokens before these; for sampling.
+        cache: a CacheSlice of songci/cache.py, which knows the tokens before these; for sampling.
         head: what to make of the features (B, L, C) instead of the logits, for those who need less than all of them.
         """
         L = U.size(1) if cache is None else cache.size  # of the whole sequence

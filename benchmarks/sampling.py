@@ -30,9 +30,10 @@ import numpy as np
 import torch
 
 from model import GPT, PRESETS, GPTConfig
+from songci.cache import KVCache
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary, load_dataset
 from songci.corpus.windows import ScoredWindows
-from songci.generation import Context, Controls, KVCache, Text, generate, next_logits, sample_next
+from songci.generation import Context, Controls, Text, generate, next_logits, sample_next
 from songci.training.checkpoint import Trained, load_model
 from songci.training.device import few_threads
 from songci.training.loss import perplexity

@@ -4,13 +4,13 @@ import pytest
 import torch
 from test_model import SIZES, make
 
+from songci.cache import KVCache
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules, FormWriter
 from songci.generation import (
     Context,
     Controls,
-    KVCache,
     Text,
     finished,
     generate,
