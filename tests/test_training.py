@@ -331,8 +331,10 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     torch.save({"model": torch.nn.Linear(2, 2)}, path)  # a pickled class
     with pytest.raises(UserError, match="damaged"):
         load_checkpoint(path)
-    for place in random.Random(0).sample(range(len(content)), 60):  # one bit flipped
-        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+    flips = [(place, place % 8) for place in random.Random(0).sample(range(len(content)), 60)]
+    entry = content.rindex(b"archive/data/0") - 46  # in the zip file's directory
+    for place, bit in [*flips, (entry + 38, 4)]:  # the last makes the part a folder, which torch reads as anything
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << bit]) + content[place + 1 :])
         try:
             loaded, _, _ = load_checkpoint(path)
         except UserError as error:
@@ -458,10 +460,17 @@ def test_a_resumed_run_settles_on_what_it_began_with(tmp_path, monkeypatch):
     asked, threads = [], []
     monkeypatch.setattr(torch, "set_float32_matmul_precision", asked.append)
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     (tmp_path / "config.json").write_text('{"device": "cpu", "dtype": "bfloat16", "threads": 3}')
     args = train.parse_args(["--resume"])
-    assert settle(args, tmp_path).type == "cpu" and args.dtype == "bfloat16" and threads == [3] and asked == []
+    assert settle(args, tmp_path).type == "cpu" and args.dtype == "bfloat16" and asked == []
+    assert threads == []  # the tests set OMP_NUM_THREADS, as torchrun does
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    settle(args, tmp_path)
+    (tmp_path / "config.json").write_text('{"device": "cpu", "dtype": "bfloat16", "threads": 16}')
+    settle(args, tmp_path)
+    assert threads == [3, 4]
     args = train.parse_args(["--resume", "--device", "cuda", "--dtype", "float32"])
     assert settle(args, tmp_path).type == "cuda" and args.dtype == "float32" and asked == ["high"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -43,6 +43,8 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> tuple[GPT
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             if archive.testzip() is not None:  # by the checksum of each part; torch does not look at these
                 raise ValueError("a part is damaged")
+            if any(part.external_attr for part in archive.infolist()):  # torch takes such a part for an empty folder
+                raise ValueError("a part is marked as a folder")
         checkpoint = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         vocabulary = Vocabulary(**checkpoint["vocabulary"])
         model = GPT(GPTConfig(**checkpoint["config"])).to(device)

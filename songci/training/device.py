@@ -56,13 +56,15 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def settle(args, folder: Path) -> torch.device:
     """The device of a training; sets args.dtype and the number of threads to those in a resumed run's config.json.
 
-    What the flags leave to "auto" is what the run began with, so that its numbers stay those of one machine.
+    What the flags leave to "auto" is what the run began with, so that its numbers stay those of one machine. A number
+    of threads that the user or torchrun has set stays, and there are never more of them than this machine would take.
     """
     device = choose_device(args.device)
     if args.resume:
         with suppress(OSError, ValueError, KeyError):  # without it, as at the start of a run
             run = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            torch.set_num_threads(run["threads"])
+            if "OMP_NUM_THREADS" not in os.environ:
+                torch.set_num_threads(min(run["threads"], torch.get_num_threads()))
             args.dtype = run["dtype"] if args.dtype == "auto" else args.dtype
             if args.device == "auto":
                 with suppress(UserError):  # this machine has no such device
