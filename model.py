@@ -195,16 +195,18 @@ class GPT(nn.Module):
         M = torch.triu(torch.ones(L, L, dtype=torch.bool, device=U.device), diagonal=1)  # (L, L)
         # exercise: end
         M = M[here].unsqueeze(-3)  # the same for all heads
+        past = [cache and cache[i] for i in range(len(self.layers))]  # an Extend for each layer, or None
+        head = head or self.head
         # exercise: begin
         # Step 5: the layers, one after another
         attn_weights = []
         for i, layer in enumerate(self.layers):
-            x, weights = layer(x, M, cache and cache[i], need_weights)  # (B, L, C), (B, h, L, L)
+            x, weights = layer(x, M, past[i], need_weights)  # (B, L, C), (B, h, L, L)
             if need_weights:
                 attn_weights.append(weights)
         # Step 6: LayerNorm, and the linear head; the softmax is in the loss
         x = self.norm(x)  # (B, L, C)
-        logits = (head or self.head)(x)  # (B, L, V)
+        logits = head(x)  # (B, L, V)
         # exercise: end
         return logits, attn_weights
 

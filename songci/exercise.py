@@ -55,9 +55,9 @@ TODOS = [
     ),
     (
         "Step 5, 6",
-        "Step 5：依次经过 self.layers 的各层：第 i 层的参数为 x, M, cache and cache[i], need_weights",
+        "Step 5：依次经过 self.layers 的各层：第 i 层的参数为 x, M, past[i], need_weights",
         "  每层返回 x：(B, L, C) 和注意力系数：(B, h, L, L)，后者在 need_weights 为 True 时依次存入列表 attn_weights",
-        "Step 6：x 经过 self.norm，再经过 head（若为 None，则经过 self.head），得到 logits：(B, L, V)；不做 softmax",
+        "Step 6：x 经过 self.norm，再经过 head，得到 logits：(B, L, V)；不做 softmax",
     ),
 ]
 

@@ -90,8 +90,8 @@ SLIPS = {  # what a student may get wrong
     "weights always": ("            if need_weights:\n", "            if True:\n"),
     "each layer gets the embeddings": ("x, weights = layer(x, M", "y, weights = layer(x, M"),
     "no last LayerNorm": ("x = self.norm(x)", "pass"),
-    "a softmax too many": ("(head or self.head)(x)", "(head or self.head)(x).softmax(-1)"),
-    "the cache is left out": ("cache and cache[i]", "None"),
+    "a softmax too many": ("logits = head(x)", "logits = head(x).softmax(-1)"),
+    "the cache is left out": ("layer(x, M, past[i]", "layer(x, M, None"),
 }
 
 

@@ -61,7 +61,7 @@ def settle(args, folder: Path) -> torch.device:
     """
     device = choose_device(args.device)
     if args.resume:
-        with suppress(OSError, ValueError, KeyError):  # without it, as at the start of a run
+        with suppress(OSError, ValueError, LookupError, TypeError):  # without it, as at the start of a run
             run = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             if "OMP_NUM_THREADS" not in os.environ:
                 torch.set_num_threads(min(run["threads"], torch.get_num_threads()))
