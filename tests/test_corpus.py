@@ -560,6 +560,7 @@ def test_ctrl_c_while_npm_runs_ends_both_and_leaves_nothing(npm, tmp_path):
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=usual)
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         time.sleep(0.02)
+    time.sleep(0.5)  # npm may run before Python has come back from starting it; a terminal would signal it too
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[1] == "interrupted\n" and process.returncode == 130
     assert not Path((tmp_path / "scratch").read_text().strip()).exists()
