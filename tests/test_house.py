@@ -1,6 +1,7 @@
 """The house as docs and readers expect it: what stands where, which way imports go, and what other machines need."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -77,29 +78,14 @@ def test_imports_go_one_way(room):
     assert used <= ROOMS[room]
 
 
-@every_file
-def test_no_script_is_imported_but_the_model(path):
-    assert not imports(path) & (SCRIPTS - {"model"})
+def test_no_script_is_imported_but_the_model_and_no_modules_import_each_other_in_a_circle():
+    graph = {module: imports(path) & MODULES.keys() for module, path in MODULES.items()}
+    assert not set().union(*graph.values()) & (SCRIPTS - {"model"})
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
 def test_the_model_needs_torch_and_the_standard_library_alone():
-    used = {module.split(".")[0] for module in imports(ROOT / "model.py")}
-    assert used - sys.stdlib_module_names == {"torch"}
-
-
-def test_no_modules_import_each_other_in_a_circle():
-    done, under_way = set(), []
-
-    def visit(module):
-        assert module not in under_way, " → ".join([*under_way, module])
-        if module not in done:
-            under_way.append(module)
-            for other in sorted(imports(MODULES[module]) & MODULES.keys()):
-                visit(other)
-            done.add(under_way.pop())
-
-    for module in MODULES:
-        visit(module)
+    assert {module.split(".")[0] for module in imports(ROOT / "model.py")} - sys.stdlib_module_names == {"torch"}
 
 
 @every_file
@@ -115,15 +101,13 @@ def test_nothing_runs_at_import(path):
 
 def test_every_package_that_is_imported_is_in_the_requirements():
     """What comes with another package only may be gone with its next version. Optional ones are tried for."""
-
-    def listed(name):
-        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
-        return {re.match(r"[\w-]*", line)[0] for line in lines if line and not line.startswith("#")}
-
-    foreign = {module.split(".")[0] for path in FILES for module in imports(path)}
+    listed, optional = (
+        set(re.findall(r"^[\w-]+", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE))
+        for name in ("requirements.txt", "requirements-dev.txt")
+    )
+    foreign = {module.split(".")[0].replace("PIL", "pillow") for path in FILES for module in imports(path)}
     foreign -= sys.stdlib_module_names | SCRIPTS | {"songci"}
-    foreign = {{"PIL": "pillow"}.get(name, name) for name in foreign}
-    assert foreign - listed("requirements.txt") <= {"tensorboard", "numba"} & listed("requirements-dev.txt")
+    assert foreign - listed <= {"tensorboard", "numba"} & optional
 
 
 # --- other machines ---------------------------------------------------------------------------------------------------
@@ -133,26 +117,15 @@ POSIX_CALLS = {"fork", "forkpty", "getuid", "geteuid", "getpgid", "killpg", "mkf
 
 
 @every_file
-def test_nothing_is_posix_only(path):
+def test_nothing_is_posix_only_and_texts_are_opened_as_utf_8(path):
     assert not {module.split(".")[0] for module in imports(path)} & POSIX_MODULES
     for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
-            assert node.attr not in POSIX_CALLS, f"{path.name}:{node.lineno}"
-
-
-@every_file
-def test_texts_are_opened_as_utf_8(path):
-    for node in ast.walk(tree(path)):
-        if isinstance(node, ast.Call) and isinstance(node.func, (ast.Attribute, ast.Name)):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
-            literals = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
-            binary = any("b" in text for text in literals if len(text) <= 3)
-            of_os = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) in ("os", "tarfile", "Image")
-            if (name in ("read_text", "write_text") and not isinstance(node.func, ast.Name)) or (
-                name == "open" and not binary and not of_os
-            ):
-                keywords = {keyword.arg for keyword in node.keywords}
-                assert "encoding" in keywords or None in keywords, f"{path.name}:{node.lineno}"
+        code = ast.unparse(node)
+        if isinstance(node, ast.Attribute):
+            assert code.removeprefix("os.") not in POSIX_CALLS, f"{path.name}:{node.lineno}"
+        elif isinstance(node, ast.Call) and re.search(r"\bopen$|\.(read|write)_text$", name := ast.unparse(node.func)):
+            binary = re.search(r"'[rwxa]b'", code) or name in ("os.open", "tarfile.open", "Image.open")
+            assert binary or "encoding=" in code or "**" in code, f"{path.name}:{node.lineno}"
 
 
 @pytest.mark.parametrize("command", [["hmm.py"], ["songci.forms", "--help"]], ids=str)
