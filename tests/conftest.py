@@ -23,17 +23,17 @@ ROOT = Path(__file__).parent.parent
 
 TINY = ["--n_layer", "2", "--n_head", "2", "--n_embd", "16", "--max_seq_len", "16", "--batchsize", "4"]
 QUICK = ["--iters", "12", "--eval_interval", "4", "--eval_iters", "2", "--device", "cpu"]
+HAN = [chr(0x4E00 + 7 * i) for i in range(120)]
 
 
 def song_text(num_poems: int, seed: int = 0) -> str:
     """Nonsense in the form of the corpus: titles, clauses of 4 to 7 characters, 、 here and there."""
     rng = random.Random(seed)
-    han = [chr(0x4E00 + 7 * i) for i in range(120)]
     poems = []
     for _ in range(num_poems):
         tune = rng.choice(["清平乐", "如梦令", "浣溪沙"])
         clauses = [
-            "".join(rng.choices(han, k=rng.randint(4, 7))) + rng.choice("，。、") for _ in range(rng.randint(3, 7))
+            "".join(rng.choices(HAN, k=rng.randint(4, 7))) + rng.choice("，。、") for _ in range(rng.randint(3, 7))
         ]
         poems.append(f"+++{tune}\n{''.join(clauses)[:-1]}。\n\n")
     return "".join(poems)
@@ -46,7 +46,6 @@ TUNES = {"清平乐": ("4。5。3，4。", "aaa"), "如梦令": ("3。2。2。3�
 def tuned_text(num_poems: int, seed: int = 0) -> str:
     """Nonsense that keeps the forms and rhymes of TUNES; 如梦令 has a refrain, 清平乐 sometimes a pause."""
     rng = random.Random(seed)
-    han = [chr(0x4E00 + 7 * i) for i in range(60)]
     poems = []
     for _ in range(num_poems):
         tune = rng.choice(sorted(TUNES))
@@ -54,7 +53,7 @@ def tuned_text(num_poems: int, seed: int = 0) -> str:
         groups = dict(zip("ab", rng.sample(RHYMES, 2), strict=True))
         letters, body, used = iter(scheme), "", [""]
         for n, (length, mark) in enumerate(re.findall("([0-9])(.)", form)):
-            clause = rng.choices(han, k=int(length))
+            clause = rng.choices(HAN[:60], k=int(length))
             if mark == "。":
                 refrain, group = tune == "如梦令" and n == 2, groups[next(letters)]
                 clause[-1] = used[-1] if refrain else rng.choice([c for c in group if c not in used])
@@ -78,8 +77,7 @@ def call(monkeypatch, capsys):
             cli.run(module.main)
         except SystemExit as stop:
             status = stop.code or 0
-        out, err = capsys.readouterr()
-        return status, out, err
+        return status, *capsys.readouterr()
 
     return run
 
@@ -90,20 +88,12 @@ def assert_user_error(call):
 
     def check(module, *args, words=()):
         status, out, err = call(module, *args)
-        assert status == 2, (status, out, err)
-        assert err.count("\n") == 1 and err.endswith("\n"), err
-        assert err.startswith(f"{cli.program()}: error: ") and "Traceback" not in err, err
-        for word in words:
-            assert str(word) in err, (word, err)
+        assert status == 2 and err.startswith(f"{cli.program()}: error: "), (status, out, err)
+        assert err.count("\n") == 1 and err.endswith("\n") and "Traceback" not in err, err
+        assert all(str(word) in err for word in words), (words, err)
         return err
 
     return check
-
-
-@pytest.fixture
-def no_fsync(monkeypatch):
-    """Saves time: whether a file outlives a power failure is asked elsewhere."""
-    monkeypatch.setattr(os, "fsync", lambda file: None)
 
 
 @pytest.fixture
@@ -121,9 +111,8 @@ def file(tmp_path):
 def run_script(name: str, *args, cwd: Path = ROOT, **env) -> subprocess.CompletedProcess:
     """Runs a script, train.py or songci.forms, as a user does, in a process of its own."""
     program = [str(ROOT / name)] if name.endswith(".py") else ["-m", name]
-    command = [sys.executable, *program, *map(str, args)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), **env}
-    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, encoding="utf-8", timeout=300, check=False)
+    command, env = [sys.executable, *program, *map(str, args)], {**os.environ, "PYTHONPATH": str(ROOT), **env}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, encoding="utf-8", timeout=300)
 
 
 def prepared(folder: Path, text: str) -> Path:
@@ -153,12 +142,10 @@ def tuned_ckpt(tuned_root, tmp_path_factory) -> Path:
 
 
 def train_tiny(data_root: Path, ckpt_path: Path, *flags) -> Path:
-    args = ["--data_root", str(data_root), "--ckpt_path", str(ckpt_path), *TINY, *QUICK, *map(str, flags)]
-    before, sys.argv = sys.argv, ["train.py", *args]
-    try:
+    args = map(str, ["--data_root", data_root, "--ckpt_path", ckpt_path, *TINY, *QUICK, *flags])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", *args])
         train.main()
-    finally:
-        sys.argv = before
     return ckpt_path
 
 
