@@ -3,6 +3,8 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
+from unittest.mock import Mock
 
 import pytest
 from conftest import ROOT
@@ -21,13 +23,10 @@ def make_parser():
     return parser
 
 
-def test_single_dash_spellings_of_the_handout_work():
+def test_single_dash_spellings_of_the_handout_work_from_a_list_and_from_the_process(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["script.py", "-size", "7"])
     args = make_parser().parse_args(["-data_root", "x", "-no_pos", "-size=4"])
     assert (args.data_root, args.no_pos, args.size) == ("x", True, 4)
-
-
-def test_arguments_that_are_given_are_not_those_of_the_process(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["script.py", "--size", "7"])
     assert make_parser().parse_args([]).size == 3 and make_parser().parse_args().size == 7
 
 
@@ -47,14 +46,11 @@ def test_number_takes_its_bounds_and_refuses_what_is_out_of_them():
 
 
 def parse(*args):
-    return lambda: make_parser().parse_args(args)
+    return partial(make_parser().parse_args, args)
 
 
 def fail(error):
-    def main():
-        raise error
-
-    return main
+    return Mock(side_effect=error)
 
 
 @pytest.mark.parametrize(

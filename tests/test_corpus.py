@@ -122,55 +122,32 @@ def test_aliases_stay_when_the_data_set_is_made_again_and_a_damaged_meta_is_made
     assert_as_in_the_handout(tmp_path, song_text(5))
 
 
-@pytest.mark.parametrize("renames", range(4))
-def test_a_failure_at_any_rename_is_found(tmp_path, monkeypatch, renames):
+@pytest.mark.parametrize("renames", range(5))
+def test_kill_9_at_any_rename_is_found_or_leaves_a_whole_data_set(tmp_path, monkeypatch, renames):
     prepare.prepare(write(tmp_path, song_text(20)))
-    old = os.listdir(tmp_path)
+    names = ["forms.json", "val.bin", "train.bin", "meta.pkl"]  # in this order
+    old = {name: (tmp_path / name).stat().st_ino for name in names}
     write(tmp_path, song_text(20, seed=1))
     replace, done = os.replace, []
 
-    def fail(source, target):
+    def rename(source, target):
         if len(done) == renames:
-            raise KeyboardInterrupt
-        done.append(Path(target).name)
-        replace(source, target)
+            os.kill(os.getpid(), signal.SIGKILL)
+        done.append(replace(source, target))
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(os, "replace", fail)
-        prepare.prepare(tmp_path)
-    assert done == ["forms.json", "val.bin", "train.bin", "meta.pkl"][:renames]
-    assert sorted(os.listdir(tmp_path)) == sorted(old)
-    with pytest.raises(UserError, match=r"run prepare\.py .* again"):
-        load_vocabulary(tmp_path)
-    prepare.prepare(tmp_path)
-    assert_as_in_the_handout(tmp_path, song_text(20, seed=1))
-
-
-@pytest.mark.slow
-def test_kill_9_at_any_moment_is_found_or_leaves_a_whole_data_set(tmp_path):
-    texts, context = [song_text(3000, seed) for seed in (0, 1)], multiprocessing.get_context("fork")
-    prepare.prepare(write(tmp_path, texts[1]))
-    began = time.perf_counter()
-    prepare.prepare(tmp_path)
-    seconds = time.perf_counter() - began
-    ends = set()
-    for kill in range(40):
-        write(tmp_path, texts[kill % 2])
-        process = context.Process(target=prepare.prepare, args=(tmp_path,))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", rename)
+        process = multiprocessing.get_context("fork").Process(target=prepare.prepare, args=(tmp_path,))
         process.start()
-        time.sleep(seconds * 1.3 * kill / 40)
-        os.kill(process.pid, signal.SIGKILL)
         process.join()
-        try:
-            load_dataset(tmp_path)
-            assert_as_in_the_handout(tmp_path, texts[kill % 2])
-            ends.add("whole")
-        except UserError as error:
-            assert "run prepare.py" in str(error)
-            ends.add("told")
-    assert ends == {"told", "whole"}
-    prepare.prepare(tmp_path)
-    assert len(os.listdir(tmp_path)) == 5  # what the kills have left is cleared away
+    assert process.exitcode == (0 if renames == 4 else -signal.SIGKILL)
+    assert [name for name in names if (tmp_path / name).stat().st_ino != old[name]] == names[:renames]
+    if renames < 4:
+        with pytest.raises(UserError, match=r"run prepare\.py .* again"):
+            load_vocabulary(tmp_path)
+        prepare.prepare(tmp_path)
+    assert_as_in_the_handout(tmp_path, song_text(20, seed=1))
+    assert sorted(os.listdir(tmp_path)) == sorted(["input.txt", *names])  # what the kill has left is cleared away
 
 
 @pytest.mark.parametrize(
@@ -321,28 +298,25 @@ def test_tunes_get_their_canonical_names_and_poems_stay_in_order():
     assert aliases == {"酹江月": "念奴娇", "庆千秋": "汉宫春"} and not dropped
 
 
+FRONT = "春夏秋冬，春夏秋冬。"
+
+
 @pytest.mark.parametrize(
-    ("reason", "ends"),
+    ("reason", "texts"),
     [
-        ("characters lost", ["春夏秋□，春夏秋冬。", "春夏\ufffd冬，春夏秋冬。"]),
-        ("text lost (editor's note)", ["春夏秋冬（下缺）。", "春夏秋冬(下缺)。", "春夏秋冬，春夏……。"]),
-        ("stray symbols", ["春夏秋け，春夏秋冬。"]),
-        ("fragment", ["", "春夏秋冬，春夏秋冬", "春夏秋，冬春。"]),  # the last one has 13 characters
-        ("broken punctuation", ["，春夏秋冬，春夏秋冬。", "春夏秋冬，，春夏秋冬。"]),
-        (None, ["春夏秋，冬春夏。", "春夏秋冬，春夏秋冬。"]),
+        ("characters lost", [FRONT + "春夏秋□，春夏秋冬。", FRONT + "春夏\ufffd冬，春夏秋冬。"]),
+        ("text lost (editor's note)", ["", FRONT + "春夏（下缺）。", FRONT + "春夏(下缺)。", FRONT + "春夏……。"]),
+        ("stray symbols", [FRONT + "春夏秋け，春夏秋冬。"]),
+        ("fragment", [FRONT, FRONT + "春夏秋冬，春夏秋冬", FRONT + "春夏秋，冬春。"]),  # the last one has 13 characters
+        ("broken punctuation", ["，" + FRONT + "春夏秋冬，春夏秋冬。", FRONT + "春夏秋冬，，春夏秋冬。"]),
+        ("exact duplicate", [FRONT + "春夏秋，冬春夏。"]),
     ],
 )
-def test_defective_poems_are_dropped_with_the_reason(reason, ends):
-    for end in ends:
-        poems, _, dropped = quansongci.clean([item("清平乐", "春夏秋冬，春夏秋冬。" + end)])
-        assert dict(dropped) == ({reason: 1} if reason else {}) and len(poems) == (reason is None)
-
-
-def test_poems_without_a_name_or_a_text_and_exact_duplicates_are_dropped():
-    items = [item("失调名", TEXT), item("清平乐", ""), item("清平乐", f"，{TEXT}"), *[item("清平乐", TEXT)] * 2]
-    poems, _, dropped = quansongci.clean(items)
-    reasons = ["tune's name lost", "text lost (editor's note)", "broken punctuation", "exact duplicate"]
-    assert poems == [("清平乐", TEXT)] and list(dropped.items()) == [(reason, 1) for reason in reasons]
+def test_defective_poems_are_dropped_with_the_reason(reason, texts):
+    good = item("清平乐", FRONT + "春夏秋，冬春夏。")
+    for text in texts:
+        assert quansongci.clean([good, item("清平乐", text)])[::2] == ([("清平乐", good["paragraphs"][0])], {reason: 1})
+    assert quansongci.clean([item("失调名", TEXT)])[::2] == ([], {"tune's name lost": 1})
 
 
 def test_punctuation_and_width_are_normalised():
@@ -372,7 +346,9 @@ def no_npm(monkeypatch):
     monkeypatch.setattr(quansongci.shutil, "which", lambda name: None)
 
 
-def test_the_real_corpus_is_built_from_files_laid_by_hand(real_files, tmp_path, call, no_npm):
+def test_the_real_corpus_is_built_from_files_laid_by_hand_or_of_github_if_there_is_no_npm(
+    real_files, tmp_path, call, no_npm
+):
     folder = shutil.copytree(real_files, tmp_path / "quansongci")
     status, out, _ = call(prepare, "--data_root", folder)
     assert status == 0
@@ -388,9 +364,6 @@ def test_the_real_corpus_is_built_from_files_laid_by_hand(real_files, tmp_path, 
     assert aliases["酹江月"] == "念奴娇"  # a text that is there is not fetched again, and keeps them
     (folder / quansongci.FILES[0]).unlink()
     assert call(prepare, "--data_root", folder)[0] == 0 and load_vocabulary(folder).aliases == aliases
-
-
-def test_github_is_asked_when_there_is_no_npm(real_files, tmp_path, no_npm):
     assert len(quansongci.obtain(tmp_path, real_files.as_uri())) == 21_050
 
 
