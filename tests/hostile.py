@@ -43,11 +43,7 @@ def fuzz(examples: int):
 @contextlib.contextmanager
 def bounded():
     """Fails if the block hangs; pytest's exception is a BaseException, which no `except Exception` catches."""
-
-    def stop(number, frame):
-        pytest.fail(f"more than {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
+    before = signal.signal(signal.SIGALRM, lambda number, frame: pytest.fail(f"more than {SECONDS} s"))
     signal.alarm(SECONDS)
     try:
         yield

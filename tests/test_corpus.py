@@ -189,22 +189,14 @@ def test_a_vocabulary_is_enough_to_sample_and_tokens_to_train(data_root, tmp_pat
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(65_535, "<u2"), (65_536, "<u4")])
-def test_two_bytes_are_enough_for_65535_characters_and_one_id_for_those_unknown(size, dtype):
+def test_two_bytes_are_enough_for_65535_characters_and_those_that_are_unknown_are_named(size, dtype):
     vocabulary = Vocabulary("".join(map(chr, [*range(0xD800), *range(0xE000, size + 0x800)])))
     assert len(vocabulary) == size and vocabulary.encode("\0").dtype == vocabulary.dtype == dtype
     with pytest.raises(UserError, match=r"U\+10FFFF"):
         vocabulary.encode("\U0010ffff")
-
-
-def test_encode_names_unknown_characters():
     with pytest.raises(UserError, match=r"'x' \(U\+0078\), '\\n'") as error:
         Vocabulary("ab").encode("axb\nx一丁七万丈三上下不与丐丑")
     assert str(error.value).count("U+") == 10  # a book of another language is no page of errors
-
-
-class Planted:
-    def __reduce__(self):
-        return os.system, ("touch planted",)
 
 
 META = {"vocab_size": 2, "stoi": {"a": 0, "b": 1}, "itos": {0: "a", 1: "b"}}
@@ -219,7 +211,7 @@ BAD_METAS = [
     {"vocab_size": 1, "stoi": {"\ud800": 0}, "itos": {0: "\ud800"}},
     META | {"aliases": 3},
     META | {"aliases": {"酹江月": 3}},
-    META | {"x": Planted()},
+    pickle.dumps(META, 0)[:-1] + b"cos\nsystem\n(S'touch planted'\ntR.",
     b"",
     b"text",
     b"cos\nsystem\n(S'touch planted'\ntR.",
@@ -350,8 +342,7 @@ def test_the_real_corpus_is_built_from_files_laid_by_hand_or_of_github_if_there_
     real_files, tmp_path, call, no_npm
 ):
     folder = shutil.copytree(real_files, tmp_path / "quansongci")
-    status, out, _ = call(prepare, "--data_root", folder)
-    assert status == 0
+    _, out, _ = call(prepare, "--data_root", folder)
     text = (folder / "input.txt").read_text(encoding="utf-8")
     assert_as_in_the_handout(folder, text)
     poems = text.split("\n\n")[:-1]

@@ -28,14 +28,9 @@ ROOMS = {
 }
 
 
-def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 
 
-MODULES = {module_name(path): path for path in FILES}
-
-
-@cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -57,7 +52,7 @@ def imports(path: Path) -> set[str]:
 
 def room_of(module: str) -> str:
     """songci.corpus of songci.corpus.windows; songci.cli and model of themselves."""
-    return ".".join(module.split(".")[:2]) if module.startswith("songci.") else module
+    return ".".join(module.split(".")[:2])
 
 
 def test_the_top_level_shows_the_assignment_and_nothing_else():
