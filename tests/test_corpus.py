@@ -32,8 +32,6 @@ from songci.corpus.vocabulary import Vocabulary, load_dataset, load_vocabulary
 from songci.corpus.windows import Batches, ScoredWindows, Windows, poem_starts, title_ids, use_poem_windows
 from songci.forms.templates import Forms
 
-# --- prepare.py -------------------------------------------------------------------------------------------------------
-
 
 def write(folder, data: str | bytes):
     (folder / "input.txt").write_bytes(data.encode() if isinstance(data, str) else data)
@@ -88,17 +86,13 @@ def test_the_data_set_is_the_handouts_and_the_command_prints_what_it_made(call, 
         ("清平乐".encode(), "too few to split"),
     ],
 )
-def test_a_bad_corpus_gets_one_line(tmp_path, assert_user_error, content, words):
+def test_a_bad_corpus_or_folder_gets_one_line(tmp_path, assert_user_error, monkeypatch, content, words):
     if content is not None:
         write(tmp_path, content)
     assert_user_error(prepare, "--data_root", tmp_path, words=[words])
-    assert os.listdir(tmp_path) == ([] if content is None else ["input.txt"])
-
-
-def test_a_missing_folder_is_named_with_what_was_meant(assert_user_error, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert_user_error(prepare, "--data_root", "data/quansonci", words=["did you mean data/quansongci?"])
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == ([] if content is None else ["input.txt"])
 
 
 def test_forms_are_learned_from_the_beginning_of_the_training_split(tmp_path, monkeypatch):
@@ -234,9 +228,6 @@ def test_a_broken_or_hostile_meta_is_refused_and_runs_no_code_that_pickle_would_
         assert (tmp_path / "planted").exists()
 
 
-# --- any files whatever: a result or one line -------------------------------------------------------------------------
-
-
 def use(folder, anew: bool) -> None:
     """What training does with a data set, made anew or as it is."""
     if anew:
@@ -358,9 +349,7 @@ def test_the_real_corpus_is_built_from_files_laid_by_hand_or_of_github_if_there_
     assert len(quansongci.obtain(tmp_path, real_files.as_uri())) == 21_050
 
 
-def test_what_cannot_be_fetched_or_has_another_sha256_gets_one_line_with_the_ways_out(
-    tmp_path, no_npm, assert_user_error
-):
+def test_no_network_or_another_sha256_is_told_with_the_ways_out(tmp_path, no_npm, assert_user_error):
     for name in quansongci.FILES:
         (tmp_path / name).write_text("[")  # it would not even be parsed
     folder = tmp_path / "data" / "quansongci"
@@ -381,13 +370,11 @@ def npm(tmp_path, monkeypatch):
     return lambda commands: (tmp_path / "bin" / "npm").write_text(f"#!/bin/sh\n{commands}\n")
 
 
-@pytest.mark.parametrize(
-    ("end", "words"),  # with status 0 there is no archive
-    [("exit 0", "exit status 0"), ("exit 7", "exit status 7"), ("exec sleep 100", "not done after 1 s")],
+@pytest.mark.parametrize(  # 0: but there is no archive
+    ("end", "words"), [("exit 0", "status 0"), ("exit 7", "status 7"), ("exec sleep 9", "not done after 1 s")]
 )
-def test_an_npm_that_fails_or_hangs_ran_no_scripts_and_kept_out_of_the_users_cache(
-    npm, tmp_path, end, words, capsys, monkeypatch
-):
+def test_an_npm_that_fails_or_hangs_has_run_no_scripts_and_left_nothing(npm, tmp_path, end, words, capsys, monkeypatch):
+    """Not in the user's cache either."""
     npm(f'echo "$@" > {tmp_path}/asked; pwd > {tmp_path}/scratch; {end}')
     monkeypatch.setattr(quansongci, "NPM_SECONDS", 1 if "sleep" in end else 600)
     with pytest.raises(OSError, match=words):

@@ -27,7 +27,6 @@ ROOMS = {
     "songci.hmm": {"songci.fonts"},
 }
 
-
 MODULES = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
 
 
@@ -104,8 +103,6 @@ def test_every_package_that_is_imported_is_in_the_requirements():
     foreign -= sys.stdlib_module_names | SCRIPTS | {"songci"}
     assert foreign - listed <= {"tensorboard", "numba"} & optional
 
-
-# --- other machines ---------------------------------------------------------------------------------------------------
 
 POSIX_MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}
 POSIX_CALLS = {"fork", "forkpty", "getuid", "geteuid", "getpgid", "killpg", "mkfifo", "setsid", "wait", "waitpid"}
