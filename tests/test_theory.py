@@ -98,29 +98,28 @@ def test_1_1_gamma_is_the_normalised_product(problem):
     np.testing.assert_allclose(posterior(alpha, beta), gamma)
 
 
-def of_1_2(model, obs, alpha, beta):
-    """α_5(2), a_24, b_4(o_6), β_6(4)."""
-    return alpha[4, 1], model.transmat[1, 3], model.emissionprob[3, obs[5]], beta[5, 3]
+def options_of_1_2(model, obs, alpha, beta):
+    """A, B, C and D, from α_5(2) a_24 and b_4(o_6) β_6(4)."""
+    before, b4, beta6 = alpha[4, 1] * model.transmat[1, 3], model.emissionprob[3, obs[5]], beta[5, 3]
+    return [before, b4 * beta6, before * b4, before * b4 * beta6]
 
 
 def test_1_2_joint_probability_of_two_states_and_the_observations(problem):
     model, obs, alpha, beta, total, _, two = problem
     expected = two[1, 3]  # P(q_5 = S_2, q_6 = S_4, O), the definition
-    alpha5, a24, b4, beta6 = of_1_2(model, obs, alpha, beta)
-    options = {"A": alpha5 * a24, "B": b4 * beta6, "C": alpha5 * a24 * b4, "D": alpha5 * a24 * b4 * beta6}
-    assert [name for name, value in options.items() if np.isclose(value, expected, rtol=1e-9)] == ["D"]
-    assert min(options[name] for name in "ABC") > 10 * expected
+    *wrong, d = options_of_1_2(model, obs, alpha, beta)
+    assert d == pytest.approx(expected, rel=1e-9) and min(wrong) > 10 * expected
     assert pair_posterior(*parameters(model), obs, alpha, beta)[4, 1, 3] == pytest.approx(expected / total)
 
 
 def test_1_2_wrong_options_are_other_probabilities(problem):
     model, obs, alpha, beta, *_ = problem
-    alpha5, a24, b4, beta6 = of_1_2(model, obs, alpha, beta)
     five, six = keep_axes(all_paths(model, obs[:5]), 4), keep_axes(all_paths(model, obs[:6]), 4, 5)
     rest = all_paths(model, obs[5:], first=np.eye(5)[3]).sum()
-    assert alpha5 * a24 == pytest.approx(five[1] * a24)  # A: P(o_1 … o_5, q_5 = S_2, q_6 = S_4)
-    assert alpha5 * a24 * b4 == pytest.approx(six[1, 3])  # C: P(o_1 … o_6, q_5 = S_2, q_6 = S_4)
-    assert b4 * beta6 == pytest.approx(rest)  # B: P(o_6 … o_10 | q_6 = S_4)
+    # P(o_1 … o_5, q_5 = S_2, q_6 = S_4), P(o_6 … o_10 | q_6 = S_4), P(o_1 … o_6, q_5 = S_2, q_6 = S_4)
+    assert options_of_1_2(model, obs, alpha, beta)[:3] == pytest.approx(
+        [five[1] * model.transmat[1, 3], rest, six[1, 3]]
+    )
 
 
 # Question 1.4: gradients through h_t = U h_{t-1}.
@@ -139,23 +138,17 @@ def first_state_gradient(step, n, length=100):
     return torch.autograd.grad(h @ g, h0)[0], g
 
 
-def linear_rnn(eigenvalues, q):
-    u = q @ torch.diag(eigenvalues) @ q.T
-    return lambda h: u @ h
-
-
-@pytest.mark.parametrize("signs", [[1, 1], [-1, -1], [1, -1]], ids=["positive", "negative", "mixed"])
+@pytest.mark.parametrize("signs", [[1.0, 1.0], [-1.0, -1.0], [1.0, -1.0]], ids=["positive", "negative", "mixed"])
 @pytest.mark.parametrize("size", [0.9, 1, 1.1])
 def test_1_4_gradient_vanishes_stays_or_explodes_with_the_modulus_of_the_eigenvalues(signs, size):
-    gradient, _ = first_state_gradient(
-        linear_rnn(size * torch.tensor(signs * 8, dtype=torch.float64), orthogonal(16)), 16
-    )
+    eigenvalues, q = size * torch.tensor(signs * 8), orthogonal(16)
+    gradient, _ = first_state_gradient(lambda h: q * eigenvalues @ q.T @ h, 16)
     assert gradient.norm() == pytest.approx(size**100)  # 2.7e-5, 1, 1.4e4
 
 
 def test_1_4_each_eigenvector_has_its_own_fate():
     eigenvalues, q = torch.tensor([0.5, -0.9, 1.0, -1.0, 1.05, -1.2]), orthogonal(6)
-    gradient, g = first_state_gradient(linear_rnn(eigenvalues, q), 6, 80)
+    gradient, g = first_state_gradient(lambda h: q * eigenvalues @ q.T @ h, 6, 80)
     torch.testing.assert_close(q.T @ gradient, eigenvalues**80 * (q.T @ g), rtol=1e-6, atol=1e-9)
 
 
@@ -227,7 +220,6 @@ def test_gru_keeps_what_a_vanilla_rnn_of_the_same_weights_loses():
 
 # Attention.
 
-
 FUTURE = torch.ones(6, 6, dtype=torch.bool).triu(diagonal=1)
 NO_MASK = torch.zeros(6, 6, dtype=torch.bool)
 
@@ -261,8 +253,7 @@ def test_masks_of_the_three_architectures(head):
 
 
 def test_attention_without_mask_and_positions_does_not_know_the_order(head):
-    x, weights = head
-    order = [3, 1, 5, 0, 4, 2]
+    (x, weights), order = head, [3, 1, 5, 0, 4, 2]
     torch.testing.assert_close(one_head(x[order], weights, NO_MASK), one_head(x, weights, NO_MASK)[order])
     assert not torch.allclose(one_head(x[order], weights, FUTURE), one_head(x, weights, FUTURE)[order])
 
