@@ -17,7 +17,7 @@ import torch
 from conftest import ROOT, train_tiny
 from hypothesis import example, given
 from hypothesis import strategies as st
-from test_model import NO_POS, SIZES, make, token_ids
+from test_model import NO_POS, NO_RES, SIZES, make, token_ids
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -35,36 +35,37 @@ def read(folder):
     return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 
-def export_model(model, vocabulary, folder):
-    folder.mkdir()
-    save_checkpoint(folder / "best.pt", model, vocabulary)
-    export.export(folder, folder / "out")
+def han(config):
+    """A vocabulary of the model's size."""
+    return Vocabulary("".join(map(chr, range(0x4E00, 0x4E00 + config.vocab_size))))
+
+
+def exported_to(folder, ckpt_path):
+    export.export(ckpt_path, folder / "out")
     return folder / "out"
 
 
 @pytest.fixture(scope="module")
 def exported(ckpt_path, tmp_path_factory):
-    out = tmp_path_factory.mktemp("export") / "out"
-    export.export(ckpt_path, out)
-    return out
+    return exported_to(tmp_path_factory.mktemp("export"), ckpt_path)
 
 
 @pytest.fixture(scope="module")
 def odd_tokenizer(tmp_path_factory):
-    config = dataclasses.replace(SIZES[0], vocab_size=len(ODD))
-    return AutoTokenizer.from_pretrained(export_model(make(config), ODD, tmp_path_factory.mktemp("odd") / "run"))
+    folder, config = tmp_path_factory.mktemp("odd"), dataclasses.replace(SIZES[0], vocab_size=len(ODD))
+    save_checkpoint(folder / "best.pt", make(config), ODD)
+    return AutoTokenizer.from_pretrained(exported_to(folder, folder))
 
 
 @pytest.mark.parametrize("config", [SIZES[1], NO_POS])
 def test_transformers_gives_the_same_logits(tmp_path, config):
-    model = make(config)
-    vocabulary = Vocabulary("".join(map(chr, range(0x4E00, 0x4E00 + config.vocab_size))))
-    theirs, U = read(export_model(model, vocabulary, tmp_path / "run"))[0], token_ids(config)
-    with torch.no_grad():
-        expected = model(U)[0]
-        assert expected.std() > 0.1
-        torch.testing.assert_close(theirs(U).logits, expected, atol=1e-4, rtol=0)
-        torch.testing.assert_close(theirs(U[:, :5]).logits, expected[:, :5], atol=1e-4, rtol=0)
+    model, U = make(config), token_ids(config)
+    save_checkpoint(tmp_path / "best.pt", model, han(config))
+    theirs, _ = read(exported_to(tmp_path, tmp_path))
+    expected, _ = model(U)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(theirs(U).logits, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(theirs(U[:, :5]).logits, expected[:, :5], atol=1e-4, rtol=0)
     assert theirs.lm_head.weight.data_ptr() == theirs.transformer.wte.weight.data_ptr()
     assert (theirs.transformer.wpe.weight == 0).all() == config.no_pos
 
@@ -73,8 +74,7 @@ def test_the_tokenizer_gives_the_same_ids_over_the_corpus_and_the_corpus_back(ex
     tokenizer, vocabulary = AutoTokenizer.from_pretrained(exported), load_vocabulary(data_root)
     text = (data_root / "input.txt").read_text(encoding="utf-8")
     ids = tokenizer.encode(text)
-    assert ids == vocabulary.encode(text).tolist()
-    assert tokenizer.decode(ids) == text
+    assert ids == vocabulary.encode(text).tolist() and tokenizer.decode(ids) == text
     assert len(tokenizer) == len(vocabulary) and tokenizer.all_special_tokens == []
     assert tokenizer.convert_ids_to_tokens(list(range(len(vocabulary)))) == list(vocabulary.chars)
     # GPT-2 would add the embedding of a token type, which transformers before 5 gives unless it is told
@@ -99,11 +99,9 @@ def test_the_tokenizer_gives_any_text_back_and_refuses_an_unknown_character(odd_
 def test_greedy_generate_writes_the_text_of_sample_py(data_root, tmp_path, flags):
     """Within the window, and to the next title, where sample.py begins a new window."""
     ckpt_path = train_tiny(data_root, tmp_path / "run", *flags, "--iters", "60", "--max_seq_len", "48")
-    export.export(ckpt_path, tmp_path / "out")
-    theirs, tokenizer = read(tmp_path / "out")
-    vocabulary = load_model(ckpt_path).vocabulary
-    for start in ("+++清平乐", "+++如梦令\n", "+++浣溪沙\n" + vocabulary.chars[20:25]):
-        [expected] = samples(load_model(ckpt_path), start, 1, 48 - len(start), controls=Controls(temperature=0))
+    (theirs, tokenizer), trained = read(exported_to(tmp_path, ckpt_path)), load_model(ckpt_path)
+    for start in ("+++清平乐", "+++如梦令\n", "+++浣溪沙\n" + trained.vocabulary.chars[20:25]):
+        [expected] = samples(trained, start, 1, 48 - len(start), controls=Controls(temperature=0))
         text = tokenizer.decode(theirs.generate(**tokenizer(start, return_tensors="pt"), do_sample=False)[0])
         assert len(text) == 48
         upto = expected.text.find("\n+++", 1) + 1 or 48
@@ -130,7 +128,7 @@ def test_the_model_cards_code_runs_and_its_figures_are_the_runs(exported, ckpt_p
 
 
 def test_the_card_of_the_default_corpus_tells_its_licence_and_a_bare_checkpoint_has_a_card(tmp_path):
-    trained = Trained(make(SIZES[0]), Vocabulary("".join(map(chr, range(50, 100)))))
+    trained = Trained(make(SIZES[0]), han(SIZES[0]))
     (tmp_path / "config.json").write_text('{"data_root": "data/quansongci"}')
     card = export.model_card(trained, tmp_path, "out")
     assert "license: mit" in card and "chinese-poetry (MIT licence)" in card and "| loss" not in card
@@ -141,8 +139,7 @@ def test_the_card_of_the_default_corpus_tells_its_licence_and_a_bare_checkpoint_
 def test_without_a_run_or_residual_connections_there_is_no_export(assert_user_error, tmp_path):
     out = tmp_path / "out"
     assert_user_error(export, "--ckpt_path", tmp_path / "none", "--out", out, words=["train.py"])
-    model = make(dataclasses.replace(SIZES[0], no_res=True))
-    save_checkpoint(tmp_path / "best.pt", model, Vocabulary("".join(map(chr, range(50, 100)))))
+    save_checkpoint(tmp_path / "best.pt", make(NO_RES), han(NO_RES))
     assert_user_error(export, "--ckpt_path", tmp_path, "--out", out, words=["--no_res", "no equivalent"])
     assert os.listdir(tmp_path) == ["best.pt"]
 
@@ -172,7 +169,7 @@ def test_an_export_is_replaced_and_other_folders_are_not(call, assert_user_error
 
 
 @pytest.mark.parametrize("name", export.FILES)
-def test_an_export_that_fails_leaves_what_was_there(exported, ckpt_path, tmp_path, monkeypatch, name):
+def test_an_export_that_fails_leaves_what_was_there(ckpt_path, tmp_path, monkeypatch, name):
     @contextlib.contextmanager
     def full(path):
         with write(path) as file:
@@ -182,15 +179,14 @@ def test_an_export_that_fails_leaves_what_was_there(exported, ckpt_path, tmp_pat
 
     write = export.atomic_write
     monkeypatch.setattr(export, "atomic_write", full)
-    with pytest.raises(OSError, match="space"):
-        export.export(ckpt_path, tmp_path / "out")
-    assert os.listdir(tmp_path) == []
-    shutil.copytree(exported, tmp_path / "out")
-    for file in export.FILES:
-        (tmp_path / "out" / file).write_text("old")
-    with pytest.raises(OSError, match="space"):
-        export.export(ckpt_path, tmp_path / "out")
-    assert {file.name: file.read_text() for file in (tmp_path / "out").iterdir()} == dict.fromkeys(export.FILES, "old")
+    for before in ({}, dict.fromkeys(export.FILES, "old")):
+        for file, content in before.items():
+            (tmp_path / "out").mkdir(exist_ok=True)
+            (tmp_path / "out" / file).write_text(content)
+        with pytest.raises(OSError, match="space"):
+            export.export(ckpt_path, tmp_path / "out")
+        assert {file.name: file.read_text() for file in tmp_path.glob("out/*")} == before
+        assert os.listdir(tmp_path) == ["out"] * bool(before)
 
 
 @pytest.mark.parametrize("package", ["safetensors", "tokenizers"])
