@@ -109,15 +109,9 @@ def as_transformers(model):
     state = {"wte.weight": model.token_embedding.weight, "wpe.weight": wpe}
     state |= {f"ln_f.{kind}": getattr(model.norm, kind) for kind in ("weight", "bias")}
     for i, layer in enumerate(model.layers):
-        attention, feed_forward = layer.attention, layer.feed_forward
-        modules = {
-            "ln_1": [layer.attention_norm],
-            "attn.c_attn": [attention.query, attention.key, attention.value],
-            "attn.c_proj": [attention.out],
-            "ln_2": [layer.feed_forward_norm],
-            "mlp.c_fc": [feed_forward.up],
-            "mlp.c_proj": [feed_forward.down],
-        }
+        a, f = layer.attention, layer.feed_forward
+        modules = {"ln_1": [layer.attention_norm], "attn.c_attn": [a.query, a.key, a.value], "attn.c_proj": [a.out]}
+        modules |= {"ln_2": [layer.feed_forward_norm], "mlp.c_fc": [f.up], "mlp.c_proj": [f.down]}
         for name, parts in modules.items():
             for kind in ("weight", "bias"):  # t() transposes a matrix and leaves a vector
                 state[f"h.{i}.{name}.{kind}"] = torch.cat([getattr(part, kind) for part in parts]).t()
@@ -133,8 +127,7 @@ def check_against_transformers(model):
         logits, attn_weights = model(U, need_weights=True)
         close(logits, expected.logits)
         assert len(attn_weights) == 2, "Step 5: one matrix of attention weights a layer"
-        for ours, theirs in zip(attn_weights, expected.attentions, strict=True):
-            close(ours, theirs)
+        close(tuple(attn_weights), tuple(expected.attentions))
         fast, none = model(U)
         close(fast, expected.logits)
         assert len(none) == 0, "Step 5: no attention weights unless need_weights"
@@ -162,9 +155,7 @@ def test_gpt_step_4_no_position_sees_a_later_one():
     model, U = make(), token_ids()
     before, _ = model(U)
     for changed in range(1, L):
-        other = U.clone()
-        other[:, changed] = (other[:, changed] + 1) % V
-        after, _ = model(other)
+        after, _ = model((U + (torch.arange(L) == changed)) % V)
         close(after[:, :changed], before[:, :changed])
         assert not torch.allclose(after[:, changed], before[:, changed], atol=1e-3), "a position sees itself"
 

@@ -1,9 +1,9 @@
 """The exercise: its blank, its grading, and the page that tells a class of it."""
 
 import ast
-import importlib.util
 import os
 import re
+import runpy
 import subprocess
 import sys
 
@@ -17,44 +17,41 @@ SOURCE = (ROOT / "model.py").read_text(encoding="utf-8")
 BLOCK = re.compile(rf" *{exercise.BEGIN}\n(.*?) *{exercise.END}\n", re.DOTALL)
 
 
-def written(folder, source):
-    """The exercise with the source as a student's model.py."""
-    exercise.make(folder)
-    (folder / "model.py").write_text(source, encoding="utf-8")
-    return folder
+@pytest.fixture
+def grades(tmp_path, monkeypatch):
+    """grades(source) → what each grading test raises for this model.py, or None."""
+
+    def raised(test):
+        try:
+            test()
+        except Exception as error:
+            return error
+
+    def run(source):
+        monkeypatch.setattr(sys, "path", sys.path[:])
+        monkeypatch.setitem(sys.modules, "exercise_model", None)
+        exercise.make(tmp_path)
+        (tmp_path / "model.py").write_text(source, encoding="utf-8")
+        grader = runpy.run_path(str(tmp_path / "test_exercise.py"))
+        return {name: raised(test) for name, test in grader.items() if name.startswith("test_")}
+
+    return run
 
 
-def grades(folder):
-    """What each grading test raises, or None, run in this process."""
-    spec = importlib.util.spec_from_file_location("grader", folder / "test_exercise.py")
-    grader, path, raised = importlib.util.module_from_spec(spec), sys.path[:], {}
-    try:
-        spec.loader.exec_module(grader)
-        for name in [name for name in vars(grader) if name.startswith("test_")]:
-            try:
-                raised[name] = getattr(grader, name)()
-            except Exception as error:
-                raised[name] = error
-    finally:
-        sys.path[:] = path
-        sys.modules.pop("exercise_model", None)
-    return raised
-
-
-def test_every_grading_test_fails_on_the_blank_and_names_a_step(tmp_path):
-    raised = grades(written(tmp_path / "exercise", exercise.blank(SOURCE)))
-    assert {type(error) for error in raised.values()} == {NotImplementedError}
-    assert {str(error) for error in raised.values()} == {"Step 3.2 - 3.6", "Step 1, 2, 3.1", "Step 1"}
+def test_every_grading_test_fails_on_the_blank_and_names_a_step(grades):
+    errors = grades(exercise.blank(SOURCE)).values()
+    assert {type(error) for error in errors} == {NotImplementedError}
+    assert {str(error) for error in errors} == {"Step 3.2 - 3.6", "Step 1, 2, 3.1", "Step 1"}
 
 
 def test_every_grading_test_passes_with_the_bodies_of_model_py(tmp_path):
     bodies = iter(BLOCK.findall(SOURCE))
-    parts = BLOCK.sub(lambda part: part[0].replace(part[1], next(bodies)), exercise.blank(SOURCE))
-    assert parts == SOURCE
-    folder = written(tmp_path / "exercise", parts)
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-p", "no:cacheprovider", "--tb=line", folder]
+    assert BLOCK.sub(lambda part: part[0].replace(part[1], next(bodies)), exercise.blank(SOURCE)) == SOURCE
+    exercise.make(tmp_path)
+    (tmp_path / "model.py").write_text(SOURCE, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "-q", "-p", "no:cacheprovider", tmp_path]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, encoding="utf-8", timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, encoding="utf-8", timeout=120)
     assert done.returncode == 0 and re.search(r"^\d+ passed in", done.stdout, re.MULTILINE), done.stdout
 
 
@@ -90,10 +87,10 @@ SLIPS = {  # what a student may get wrong
 
 
 @pytest.mark.parametrize("slip", SLIPS)
-def test_the_grading_finds(tmp_path, slip):
+def test_the_grading_finds(grades, slip):
     right, wrong = SLIPS[slip]
     assert SOURCE.count(right) == 1, right
-    raised = grades(written(tmp_path / "exercise", SOURCE.replace(right, wrong)))
+    raised = grades(SOURCE.replace(right, wrong))
     assert {error is None for error in raised.values()} == {True, False}, raised
 
 
