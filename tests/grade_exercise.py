@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 
 HERE = Path(__file__).resolve().parent
-
-
 sys.path[:0] = [str(HERE), str(HERE.parent)]  # what model.py imports may be beside it, or a folder higher
 spec = importlib.util.spec_from_file_location("exercise_model", HERE / "model.py")
 sys.modules["exercise_model"] = exercise = importlib.util.module_from_spec(spec)

@@ -69,6 +69,16 @@ def test_multi_head_attention_obeys_any_mask():
     torch.testing.assert_close(out, fast, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("config", [SIZES[1], NO_POS, NO_RES])
+def test_a_token_never_sees_its_future(config):
+    model, U = make(config), token_ids(config)
+    before, _ = model(U)
+    for changed in (1, 7, 20):
+        after, _ = model((U + (torch.arange(U.size(1)) == changed)) % config.vocab_size)
+        assert torch.equal(before[:, :changed], after[:, :changed])
+        assert not torch.allclose(before[:, changed], after[:, changed])
+
+
 def test_no_res_removes_both_residual_additions():
     for config in (SIZES[1], NO_RES):
         layer, x = make(config).layers[0], torch.randn(1, 5, config.n_embd)
