@@ -4,7 +4,6 @@ Each test compares with a definition, with PyTorch, or with transformers' GPT-2,
 handout it is about. A test that fails with NotImplementedError has come to a step that is still to be written.
 """
 
-import functools
 import importlib.util
 import math
 import sys
@@ -15,18 +14,10 @@ import torch
 import torch.nn.functional as F
 
 HERE = Path(__file__).resolve().parent
-
-
-def load_exercise():
-    """model.py beside this file; what it imports may be there too, or a folder higher."""
-    sys.path[:0] = [str(HERE), str(HERE.parent)]
-    spec = importlib.util.spec_from_file_location("exercise_model", HERE / "model.py")
-    sys.modules["exercise_model"] = module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-exercise = load_exercise()
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # what model.py imports may be beside it, or a folder higher
+spec = importlib.util.spec_from_file_location("exercise_model", HERE / "model.py")
+sys.modules["exercise_model"] = exercise = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(exercise)
 B, h, L, d, V = 2, 3, 7, 4, 11
 C = h * d
 
@@ -45,8 +36,8 @@ def token_ids(length: int = L):
     return torch.randint(V, (B, length), generator=torch.Generator().manual_seed(1))
 
 
-def later_positions(size: int = L):
-    return torch.tensor([[j > i for j in range(size)] for i in range(size)])
+def later_positions():
+    return torch.tensor([[j > i for j in range(L)] for i in range(L)])
 
 
 def close(ours, expected):
@@ -79,19 +70,14 @@ def test_step_3_2_to_3_6_attention_with_any_mask_is_pytorchs():
 def test_step_3_5_dropout_acts_on_the_attention_weights():
     """With values of 1, an output is the sum of what dropout has left of its weights, doubled."""
     torch.manual_seed(0)
-    q, k, v = torch.zeros(B, h, 50, d), torch.zeros(B, h, 50, d), torch.ones(B, h, 50, d)
-    out, _ = exercise.attention(q, k, v, torch.zeros(50, 50, dtype=torch.bool), 0.5)
+    q, v = torch.zeros(B, h, 50, d), torch.ones(B, h, 50, d)
+    out, _ = exercise.attention(q, q, v, torch.zeros(50, 50, dtype=torch.bool), 0.5)
     assert 0.9 < out.mean() < 1.1 and out[..., 0].std() > 0.05
     close(out, out[..., :1].expand_as(out))  # a weight is dropped for all channels, or for none
 
 
 def test_step_1_to_5_multi_head_attention_is_pytorchs():
-    torch.manual_seed(0)
-    ours = exercise.MultiHeadAttention(exercise.GPTConfig(V, n_head=h, n_embd=C))
-    theirs = torch.nn.MultiheadAttention(C, h, batch_first=True)
-    with torch.no_grad():
-        for parameter in ours.parameters():
-            parameter.normal_()
+    ours, theirs = make().layers[0].attention, torch.nn.MultiheadAttention(C, h, batch_first=True)
     qkv = (ours.query, ours.key, ours.value)
     names = {f"in_proj_{kind}": torch.cat([getattr(linear, kind) for linear in qkv]) for kind in ("weight", "bias")}
     theirs.load_state_dict({**names, "out_proj.weight": ours.out.weight, "out_proj.bias": ours.out.bias})
@@ -100,19 +86,14 @@ def test_step_1_to_5_multi_head_attention_is_pytorchs():
     out, weights = ours(x, mask, need_weights=True)
     close(out, expected)
     close(weights, expected_weights)
-    fast, none = ours(x, mask)
-    close(fast, expected)
-    assert none is None
+    close(ours(x, mask)[0], expected)
 
 
 def test_step_5_dropout_acts_on_the_output_in_training_only():
-    torch.manual_seed(0)
-    layer = exercise.MultiHeadAttention(exercise.GPTConfig(V, n_head=h, n_embd=C, dropout=0.5))
-    x, mask = torch.randn(B, L, C), later_positions()
-    zeros = (layer(x, mask, need_weights=True)[0] == 0).float().mean()
+    layer, x = make(dropout=0.5).train().layers[0].attention, torch.randn(B, L, C)
+    zeros = (layer(x, later_positions(), need_weights=True)[0] == 0).float().mean()
     assert 0.3 < zeros < 0.7, "half of the outputs of Step 5 are to be dropped"
-    layer.eval()
-    assert (layer(x, mask, need_weights=True)[0] != 0).all()
+    assert (layer.eval()(x, later_positions(), need_weights=True)[0] != 0).all()
 
 
 def as_transformers(model):
@@ -124,34 +105,27 @@ def as_transformers(model):
     other = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, attn_implementation="eager")).eval()
     wpe = torch.zeros(c.max_seq_len, C) if c.no_pos else model.position_embedding.weight
     state = {"wte.weight": model.token_embedding.weight, "wpe.weight": wpe}
-    state |= {"ln_f.weight": model.norm.weight, "ln_f.bias": model.norm.bias}
+    state |= {f"ln_f.{kind}": getattr(model.norm, kind) for kind in ("weight", "bias")}
     for i, layer in enumerate(model.layers):
-        modules = {
-            "ln_1": layer.attention_norm,
-            "attn.c_proj": layer.attention.out,
-            "ln_2": layer.feed_forward_norm,
-            "mlp.c_fc": layer.feed_forward.up,
-            "mlp.c_proj": layer.feed_forward.down,
-        }
-        qkv = (layer.attention.query, layer.attention.key, layer.attention.value)
-        state[f"h.{i}.attn.c_attn.weight"] = torch.cat([linear.weight for linear in qkv]).T
-        state[f"h.{i}.attn.c_attn.bias"] = torch.cat([linear.bias for linear in qkv])
-        for name, module in modules.items():
-            state[f"h.{i}.{name}.weight"] = module.weight.T if module.weight.dim() == 2 else module.weight
-            state[f"h.{i}.{name}.bias"] = module.bias
+        a, f = layer.attention, layer.feed_forward
+        modules = {"ln_1": [layer.attention_norm], "attn.c_attn": [a.query, a.key, a.value], "attn.c_proj": [a.out]}
+        modules |= {"ln_2": [layer.feed_forward_norm], "mlp.c_fc": [f.up], "mlp.c_proj": [f.down]}
+        for name, parts in modules.items():
+            for kind in ("weight", "bias"):  # t() transposes a matrix and leaves a vector
+                state[f"h.{i}.{name}.{kind}"] = torch.cat([getattr(part, kind) for part in parts]).t()
     other.transformer.load_state_dict(state)
     return other
 
 
 def check_against_transformers(model):
+    other = as_transformers(model)
     for length in (1, L, 9):
         U = token_ids(length)
-        expected = as_transformers(model)(U, output_attentions=True)
+        expected = other(U, output_attentions=True)
         logits, attn_weights = model(U, need_weights=True)
         close(logits, expected.logits)
         assert len(attn_weights) == 2, "Step 5: one matrix of attention weights a layer"
-        for ours, theirs in zip(attn_weights, expected.attentions, strict=True):
-            close(ours, theirs)
+        close(tuple(attn_weights), tuple(expected.attentions))
         fast, none = model(U)
         close(fast, expected.logits)
         assert len(none) == 0, "Step 5: no attention weights unless need_weights"
@@ -179,18 +153,16 @@ def test_gpt_step_4_no_position_sees_a_later_one():
     model, U = make(), token_ids()
     before, _ = model(U)
     for changed in range(1, L):
-        other = U.clone()
-        other[:, changed] = (other[:, changed] + 1) % V
-        after, _ = model(other)
+        after, _ = model((U + (torch.arange(L) == changed)) % V)
         close(after[:, :changed], before[:, :changed])
         assert not torch.allclose(after[:, changed], before[:, changed], atol=1e-3), "a position sees itself"
 
 
 class Past:
-    """The cache of sampling, in small: `size` tokens are known, the L next are read."""
+    """The cache of sampling, in small: `size` tokens are known, the last ones at `positions`."""
 
-    def __init__(self, layers: int):
-        self.size, self.keys, self.values = 0, [None] * layers, [None] * layers
+    def __init__(self):
+        self.size, self.known = 0, {}
 
     def read(self, length: int):
         self.positions = torch.arange(self.size, self.size + length)[None]
@@ -198,16 +170,16 @@ class Past:
         return self
 
     def __getitem__(self, layer: int):
-        return functools.partial(self.extend, layer)
+        def extend(*new):
+            known = self.known.get(layer, (new[0][:, :, :0], new[1][:, :, :0]))
+            self.known[layer] = [torch.cat(pair, dim=2) for pair in zip(known, new, strict=True)]
+            return self.known[layer]
 
-    def extend(self, layer: int, k, v):
-        for known, new in ((self.keys, k), (self.values, v)):
-            known[layer] = new if known[layer] is None else torch.cat((known[layer], new), dim=2)
-        return self.keys[layer], self.values[layer]
+        return extend
 
 
 def test_gpt_reads_a_text_in_parts_as_it_reads_it_at_once():
-    model, U, past = make(), token_ids(), Past(2)
+    model, U, past = make(), token_ids(), Past()
     parts = [model.features(part, past.read(part.size(1))) for part in U.split([3, 1, 1, 2], dim=1)]
     close(torch.cat(parts, dim=1), model.features(U))
 

@@ -8,16 +8,16 @@ import contextlib
 import dataclasses
 import json
 import re
-import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
 from conftest import ROOT, train_tiny
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
-from test_model import SIZES, make, token_ids
+from safetensors import safe_open
+from test_model import NO_POS, NO_RES, SIZES, make, token_ids
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -35,89 +35,77 @@ def read(folder):
     return AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
 
 
-def export_model(model, vocabulary, folder):
-    folder.mkdir()
-    save_checkpoint(folder / "best.pt", model, vocabulary)
-    export.export(folder, folder / "out")
+def han(config):
+    """A vocabulary of the model's size."""
+    return Vocabulary("".join(map(chr, range(0x4E00, 0x4E00 + config.vocab_size))))
+
+
+def exported_to(folder, ckpt_path):
+    export.export(ckpt_path, folder / "out")
     return folder / "out"
 
 
 @pytest.fixture(scope="module")
 def exported(ckpt_path, tmp_path_factory):
-    out = tmp_path_factory.mktemp("export") / "out"
-    export.export(ckpt_path, out)
-    return out
+    return exported_to(tmp_path_factory.mktemp("export"), ckpt_path)
 
 
 @pytest.fixture(scope="module")
 def odd_tokenizer(tmp_path_factory):
-    config = dataclasses.replace(SIZES[0], vocab_size=len(ODD))
-    return AutoTokenizer.from_pretrained(export_model(make(config), ODD, tmp_path_factory.mktemp("odd") / "run"))
+    folder, config = tmp_path_factory.mktemp("odd"), dataclasses.replace(SIZES[0], vocab_size=len(ODD))
+    save_checkpoint(folder / "best.pt", make(config), ODD)
+    return AutoTokenizer.from_pretrained(exported_to(folder, folder))
 
 
-@pytest.mark.parametrize("flags", [{}, {"no_pos": True}])
-def test_transformers_gives_the_same_logits(tmp_path, flags):
-    config = dataclasses.replace(SIZES[1], **flags)
-    model, vocabulary = make(config), Vocabulary("".join(map(chr, range(0x4E00, 0x4E00 + config.vocab_size))))
-    theirs, _ = read(export_model(model, vocabulary, tmp_path / "run"))
-    U = token_ids(config)
-    with torch.no_grad():
-        expected = model(U)[0]
-        assert expected.std() > 0.1
-        torch.testing.assert_close(theirs(U).logits, expected, atol=1e-4, rtol=0)
-        torch.testing.assert_close(theirs(U[:, :5]).logits, expected[:, :5], atol=1e-4, rtol=0)
+@pytest.mark.parametrize("config", [SIZES[1], NO_POS])
+def test_transformers_gives_the_same_logits(tmp_path, config):
+    model, U = make(config), token_ids(config)
+    save_checkpoint(tmp_path / "best.pt", model, han(config))
+    theirs, _ = read(exported_to(tmp_path, tmp_path))
+    expected, _ = model(U)
+    assert expected.std() > 0.1
+    torch.testing.assert_close(theirs(U).logits, expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(theirs(U[:, :5]).logits, expected[:, :5], atol=1e-4, rtol=0)
     assert theirs.lm_head.weight.data_ptr() == theirs.transformer.wte.weight.data_ptr()
-    assert (theirs.transformer.wpe.weight == 0).all() == bool(flags.get("no_pos"))
-
-
-def test_a_trained_model_gives_the_same_logits(exported, ckpt_path, data_root):
-    model, vocabulary, _ = load_model(ckpt_path)
-    theirs, tokenizer = read(exported)
-    text = (data_root / "input.txt").read_text(encoding="utf-8")[:16]
-    with torch.no_grad():
-        expected, _ = model(torch.tensor(vocabulary.encode(text).tolist())[None])
-        torch.testing.assert_close(theirs(**tokenizer(text, return_tensors="pt")).logits, expected, atol=1e-4, rtol=0)
+    assert (theirs.transformer.wpe.weight == 0).all() == config.no_pos
+    with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:  # as other programs read it
+        assert file.metadata() == {"format": "pt"} and "lm_head.weight" not in file.keys()  # noqa: SIM118
+        assert {file.get_tensor(name).dtype for name in file.keys()} == {torch.float32}  # noqa: SIM118
 
 
 def test_the_tokenizer_gives_the_same_ids_over_the_corpus_and_the_corpus_back(exported, data_root):
     tokenizer, vocabulary = AutoTokenizer.from_pretrained(exported), load_vocabulary(data_root)
     text = (data_root / "input.txt").read_text(encoding="utf-8")
     ids = tokenizer.encode(text)
-    assert ids == vocabulary.encode(text).tolist()
-    assert tokenizer.decode(ids) == text
+    assert ids == vocabulary.encode(text).tolist() and tokenizer.decode(ids) == text
     assert len(tokenizer) == len(vocabulary) and tokenizer.all_special_tokens == []
     assert tokenizer.convert_ids_to_tokens(list(range(len(vocabulary)))) == list(vocabulary.chars)
+    assert Tokenizer.from_file(str(exported / "tokenizer.json")).encode("+\n").tokens == ["+", "\n"]
     # GPT-2 would add the embedding of a token type, which transformers before 5 gives unless it is told
     names = json.loads((exported / "tokenizer_config.json").read_text())["model_input_names"]
     assert set(tokenizer(text)) == set(names) == {"input_ids", "attention_mask"}
 
 
 @given(text=st.text(ODD.chars))
-def test_the_tokenizer_gives_any_text_back(odd_tokenizer, text):
+@example("")
+@example(" ")
+@example("\n")
+@example("  + \n\n +++A . e\u0301é")  # what tokenizers like to change
+def test_the_tokenizer_gives_any_text_back_and_refuses_an_unknown_character(odd_tokenizer, text):
     ids = odd_tokenizer.encode(text)
     assert ids == ODD.encode(text).tolist()
     assert odd_tokenizer.decode(ids) == odd_tokenizer.decode(ids, skip_special_tokens=True) == text
-
-
-@pytest.mark.parametrize("text", ["", " ", "  + \n\n +++", "\n", "A .", "e\u0301é"])
-def test_texts_that_tokenizers_like_to_change(odd_tokenizer, text):
-    assert odd_tokenizer.decode(odd_tokenizer.encode(text)) == text
-
-
-def test_an_unknown_character_is_an_error_of_the_tokenizer_too(odd_tokenizer):
     with pytest.raises(Exception, match="UNK"):
-        odd_tokenizer.encode("a")  # not in the vocabulary, though A is
+        odd_tokenizer.encode(text + "a")  # not in the vocabulary, though A is
 
 
 @pytest.mark.parametrize("flags", [(), ("-no_pos",)])
 def test_greedy_generate_writes_the_text_of_sample_py(data_root, tmp_path, flags):
     """Within the window, and to the next title, where sample.py begins a new window."""
     ckpt_path = train_tiny(data_root, tmp_path / "run", *flags, "--iters", "60", "--max_seq_len", "48")
-    export.export(ckpt_path, tmp_path / "out")
-    theirs, tokenizer = read(tmp_path / "out")
-    vocabulary = load_model(ckpt_path).vocabulary
-    for start in ("+++清平乐", "+++如梦令\n", "+++浣溪沙\n" + vocabulary.chars[20:25]):
-        [expected] = samples(load_model(ckpt_path), start, 1, 48 - len(start), controls=Controls(temperature=0))
+    (theirs, tokenizer), trained = read(exported_to(tmp_path, ckpt_path)), load_model(ckpt_path)
+    for start in ("+++清平乐", "+++如梦令\n", "+++浣溪沙\n" + trained.vocabulary.chars[20:25]):
+        [expected] = samples(trained, start, 1, 48 - len(start), controls=Controls(temperature=0))
         text = tokenizer.decode(theirs.generate(**tokenizer(start, return_tensors="pt"), do_sample=False)[0])
         assert len(text) == 48
         upto = expected.text.find("\n+++", 1) + 1 or 48
@@ -125,19 +113,18 @@ def test_greedy_generate_writes_the_text_of_sample_py(data_root, tmp_path, flags
 
 
 def test_generate_samples_by_default_as_sample_py_does(exported):
-    model = AutoModelForCausalLM.from_pretrained(exported)
-    assert model.config.eos_token_id is model.config.bos_token_id is None  # GPT-2's own is outside the vocabulary
+    model, _ = read(exported)
     config = model.generation_config
     assert (config.do_sample, config.temperature, config.top_k, config.max_length) == (True, 0.8, 200, 16)
-    assert config.eos_token_id is config.bos_token_id is config.pad_token_id is None
+    ids = {name: getattr(model.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    assert ids == {name: getattr(config, name) for name in ids} == dict.fromkeys(ids)  # GPT-2's are outside of ours
 
 
 def test_the_model_cards_code_runs_and_its_figures_are_the_runs(exported, ckpt_path):
     card = (exported / "README.md").read_text(encoding="utf-8")
     [code] = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=exported.parent, capture_output=True, encoding="utf-8", check=True, timeout=120)
-    assert done.stdout.startswith("+++清平乐\n") and len(done.stdout) == 16 + 1
+    text = subprocess.check_output([sys.executable, "-c", code], cwd=exported.parent, encoding="utf-8", timeout=120)
+    assert text.startswith("+++清平乐\n") and len(text) == 16 + 1
     result = json.loads((ckpt_path / "result.json").read_text())
     for measure in ("poem", "stream"):
         assert f"| {result[f'{measure}_val_loss']:.4f} | {result[f'{measure}_perplexity']:.2f} |" in card
@@ -145,7 +132,7 @@ def test_the_model_cards_code_runs_and_its_figures_are_the_runs(exported, ckpt_p
 
 
 def test_the_card_of_the_default_corpus_tells_its_licence_and_a_bare_checkpoint_has_a_card(tmp_path):
-    trained = Trained(make(SIZES[0]), Vocabulary("".join(map(chr, range(50, 100)))))
+    trained = Trained(make(SIZES[0]), han(SIZES[0]))
     (tmp_path / "config.json").write_text('{"data_root": "data/quansongci"}')
     card = export.model_card(trained, tmp_path, "out")
     assert "license: mit" in card and "chinese-poetry (MIT licence)" in card and "| loss" not in card
@@ -153,42 +140,35 @@ def test_the_card_of_the_default_corpus_tells_its_licence_and_a_bare_checkpoint_
     assert "chinese-poetry" not in export.model_card(trained, tmp_path, "out")
 
 
-def test_the_command_line(call, assert_user_error, ckpt_path, tmp_path):
-    out = tmp_path / "deep" / "out"
-    status, text, _ = call(export, "--ckpt_path", ckpt_path, "--out", out)
-    assert status == 0 and "model.safetensors" in text
-    assert sorted(os.listdir(out)) == sorted(export.FILES) and os.listdir(out.parent) == ["out"]
-    assert_user_error(export, "--ckpt_path", tmp_path / "none", "--out", tmp_path / "x", words=["train.py"])
-    assert not (tmp_path / "x").exists()
-
-
-def test_a_model_without_residual_connections_has_no_equivalent(assert_user_error, tmp_path):
-    model = make(dataclasses.replace(SIZES[0], no_res=True))
-    save_checkpoint(tmp_path / "best.pt", model, Vocabulary("".join(map(chr, range(50, 100)))))
-    assert_user_error(export, "--ckpt_path", tmp_path, "--out", tmp_path / "out", words=["--no_res", "no equivalent"])
+def test_without_a_run_or_residual_connections_there_is_no_export(assert_user_error, tmp_path):
+    out = tmp_path / "out"
+    assert_user_error(export, "--ckpt_path", tmp_path / "none", "--out", out, words=["train.py"])
+    save_checkpoint(tmp_path / "best.pt", make(NO_RES), han(NO_RES))
+    assert_user_error(export, "--ckpt_path", tmp_path, "--out", out, words=["--no_res", "no equivalent"])
     assert os.listdir(tmp_path) == ["best.pt"]
 
 
 def test_an_export_is_replaced_and_other_folders_are_not(call, assert_user_error, exported, ckpt_path, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()  # an empty folder is no loss
+    out, config = tmp_path / "deep" / "out", (exported / "config.json").read_bytes()
+    flags = ["--ckpt_path", ckpt_path, "--out", out]
     for _ in range(2):
-        assert call(export, "--ckpt_path", ckpt_path, "--out", out)[0] == 0
-        assert os.listdir(tmp_path) == ["out"]
-        assert (out / "config.json").read_bytes() == (exported / "config.json").read_bytes()
+        status, text, _ = call(export, *flags)
+        assert status == 0 and "model.safetensors" in text and os.listdir(out.parent) == ["out"]
+        assert sorted(os.listdir(out)) == sorted(export.FILES) and (out / "config.json").read_bytes() == config
         (out / "config.json").write_text("{}")
     (out / "mine.txt").write_text("mine")
-    assert_user_error(export, "--ckpt_path", ckpt_path, "--out", out, words=["--overwrite"])
+    assert_user_error(export, *flags, words=["--overwrite"])
     assert (out / "config.json").read_text() == "{}"
-    assert call(export, "--ckpt_path", ckpt_path, "--out", out, "--overwrite")[0] == 0
-    assert (out / "config.json").read_bytes() == (exported / "config.json").read_bytes()
-    assert (out / "mine.txt").read_text() == "mine" and os.listdir(tmp_path) == ["out"]
-    assert_user_error(export, "--ckpt_path", ckpt_path, "--out", out / "mine.txt", words=["is a file"])
-    assert_user_error(export, "--ckpt_path", ckpt_path, "--out", ckpt_path, words=["--overwrite"])
+    assert call(export, *flags, "--overwrite")[0] == 0 and os.listdir(out.parent) == ["out"]
+    assert (out / "config.json").read_bytes() == config and (out / "mine.txt").read_text() == "mine"
+    assert_user_error(export, *flags[:-1], out / "mine.txt", words=["is a file"])
+    assert_user_error(export, *flags[:-1], ckpt_path, words=["--overwrite"])
+    (tmp_path / "empty").mkdir()  # no loss
+    assert call(export, *flags[:-1], tmp_path / "empty")[0] == 0
 
 
 @pytest.mark.parametrize("name", export.FILES)
-def test_an_export_that_fails_leaves_what_was_there(exported, ckpt_path, tmp_path, monkeypatch, name):
+def test_an_export_that_fails_leaves_what_was_there(ckpt_path, tmp_path, monkeypatch, name):
     @contextlib.contextmanager
     def full(path):
         with write(path) as file:
@@ -198,35 +178,23 @@ def test_an_export_that_fails_leaves_what_was_there(exported, ckpt_path, tmp_pat
 
     write = export.atomic_write
     monkeypatch.setattr(export, "atomic_write", full)
-    with pytest.raises(OSError, match="space"):
-        export.export(ckpt_path, tmp_path / "out")
-    assert os.listdir(tmp_path) == []
-    shutil.copytree(exported, tmp_path / "out")
-    for file in export.FILES:
-        (tmp_path / "out" / file).write_text("old")
-    with pytest.raises(OSError, match="space"):
-        export.export(ckpt_path, tmp_path / "out")
-    assert sorted(os.listdir(tmp_path / "out")) == sorted(export.FILES)
-    assert {(tmp_path / "out" / file).read_text() for file in export.FILES} == {"old"}
+    for before in ({}, dict.fromkeys(export.FILES, "old")):
+        for file, content in before.items():
+            (tmp_path / "out").mkdir(exist_ok=True)
+            (tmp_path / "out" / file).write_text(content)
+        with pytest.raises(OSError, match="space"):
+            export.export(ckpt_path, tmp_path / "out")
+        assert {file.name: file.read_text() for file in tmp_path.glob("out/*")} == before
+        assert os.listdir(tmp_path) == ["out"] * bool(before)
 
 
 @pytest.mark.parametrize("package", ["safetensors", "tokenizers"])
 def test_a_missing_package_is_named(assert_user_error, ckpt_path, tmp_path, monkeypatch, package):
-    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+    for name in [package, *(name for name in sys.modules if name.startswith(f"{package}."))]:
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setitem(sys.modules, package, None)
     line = assert_user_error(export, "--ckpt_path", ckpt_path, "--out", tmp_path / "out")
     assert package in line and "pip install safetensors tokenizers" in line
     assert not (tmp_path / "out").exists()
-
-
-def test_the_files_are_what_other_programs_read(exported):
-    """safetensors and tokenizers alone, without transformers' own reading of the configurations."""
-    assert Tokenizer.from_file(str(exported / "tokenizer.json")).encode("+\n").tokens == ["+", "\n"]
-    header = (exported / "model.safetensors").read_bytes()
-    names = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])
-    assert names.pop("__metadata__") == {"format": "pt"} and "lm_head.weight" not in names
-    assert {entry["dtype"] for entry in names.values()} == {"F32"}
 
 
 def test_nothing_of_the_libraries_is_imported_before_it_is_needed():

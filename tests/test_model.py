@@ -1,18 +1,19 @@
 import dataclasses
-import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from model import GPT, GPTConfig, MultiHeadAttention, attention
+from model import GPT, GPTConfig
+from songci.export import gpt2_config, gpt2_weights
 
 SIZES = [
     GPTConfig(50, 16, n_layer=1, n_head=1, n_embd=8),
     GPTConfig(97, 24, n_layer=3, n_head=4, n_embd=32),
     GPTConfig(300, 64, n_layer=4, n_head=4, n_embd=128),
 ]
+NO_POS, NO_RES = (dataclasses.replace(SIZES[1], **{flag: True}) for flag in ("no_pos", "no_res"))
 
 
 def make(config: GPTConfig, seed: int = 0, scale: float = 2.5) -> GPT:
@@ -31,149 +32,66 @@ def token_ids(config: GPTConfig, batch: int = 2, length: int | None = None, seed
 
 
 def as_transformers(model: GPT) -> GPT2LMHeadModel:
-    """Our weights laid into transformers' GPT-2, whose Conv1D layers store their matrices transposed."""
-    c = model.config
-    other = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=c.vocab_size,
-            n_positions=c.max_seq_len,
-            n_layer=c.n_layer,
-            n_head=c.n_head,
-            n_embd=c.n_embd,
-            attn_implementation="eager",
-        )
-    )
-    names = {
-        "attention_norm": "ln_1",
-        "attention.out": "attn.c_proj",
-        "feed_forward_norm": "ln_2",
-        "feed_forward.up": "mlp.c_fc",
-        "feed_forward.down": "mlp.c_proj",
-    }
-    state = {
-        "transformer.wte.weight": model.token_embedding.weight,
-        "transformer.wpe.weight": model.position_embedding.weight,
-        "transformer.ln_f.weight": model.norm.weight,
-        "transformer.ln_f.bias": model.norm.bias,
-        "lm_head.weight": model.head.weight,
-    }
-    for i, layer in enumerate(model.layers):
-        qkv = (layer.attention.query, layer.attention.key, layer.attention.value)
-        state[f"transformer.h.{i}.attn.c_attn.weight"] = torch.cat([linear.weight for linear in qkv]).T
-        state[f"transformer.h.{i}.attn.c_attn.bias"] = torch.cat([linear.bias for linear in qkv])
-        for ours, theirs in names.items():
-            module = layer.get_submodule(ours)
-            weight = module.weight.T if isinstance(module, torch.nn.Linear) else module.weight
-            state[f"transformer.h.{i}.{theirs}.weight"] = weight
-            state[f"transformer.h.{i}.{theirs}.bias"] = module.bias
-    other.load_state_dict(state)
+    """Our weights laid into transformers' GPT-2."""
+    other = GPT2LMHeadModel(GPT2Config.from_dict(gpt2_config(model), attn_implementation="eager"))
+    other.load_state_dict(gpt2_weights(model) | {"lm_head.weight": model.head.weight})
     return other.eval()
 
 
-@pytest.mark.parametrize("config", SIZES)
+@pytest.mark.parametrize("config", [*SIZES, NO_POS])
 def test_logits_and_attention_weights_equal_those_of_transformers_gpt2(config):
-    model = make(config)
-    U = token_ids(config)
+    model, U = make(config), token_ids(config)
     expected = as_transformers(model)(U, output_attentions=True)
     logits, attn_weights = model(U, need_weights=True)
-    assert expected.logits.std() > 0.1
-    torch.testing.assert_close(logits, expected.logits, atol=1e-4, rtol=0)
-    assert len(attn_weights) == len(expected.attentions) == config.n_layer
-    for ours, theirs in zip(attn_weights, expected.attentions, strict=True):
+    assert expected.logits.std() > 0.1 and len(attn_weights) == config.n_layer
+    for ours, theirs in zip([logits, *attn_weights], [expected.logits, *expected.attentions], strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0)
+    assert ("position_embedding.weight" in model.state_dict()) != config.no_pos
 
 
 @pytest.mark.parametrize("config", SIZES)
 def test_the_fast_path_equals_the_explicit_steps_in_values_and_gradients(config):
-    model = make(config)
-    U = token_ids(config)
-    gradients = []
+    model, U, results = make(config), token_ids(config), []
     for need_weights in (False, True):
         logits, attn_weights = model(U, need_weights=need_weights)
-        assert len(attn_weights) == (config.n_layer if need_weights else 0)
+        assert len(attn_weights) == need_weights * config.n_layer
         loss = F.cross_entropy(logits.flatten(0, 1), U.flatten())
-        gradients.append([logits, *torch.autograd.grad(loss, list(model.parameters()))])
-    for fast, explicit in zip(*gradients, strict=True):
-        torch.testing.assert_close(fast, explicit, atol=1e-5, rtol=1e-4)
-
-
-def test_attention_is_what_its_definition_says():
-    """Head by head and position by position, with loops."""
-    torch.manual_seed(0)
-    B, h, L, d = 2, 3, 5, 4
-    q, k, v = torch.randn(3, B, h, L, d)
-    mask = torch.triu(torch.ones(L, L, dtype=torch.bool), diagonal=1)
-    out, weights = attention(q, k, v, mask)
-    for b in range(B):
-        for head in range(h):
-            for i in range(L):
-                scores = [float(q[b, head, i] @ k[b, head, j]) / math.sqrt(d) for j in range(i + 1)]
-                total = sum(map(math.exp, scores))
-                expected = [math.exp(score) / total for score in scores] + [0.0] * (L - 1 - i)
-                torch.testing.assert_close(weights[b, head, i], torch.tensor(expected))
-                mean = sum(w * v[b, head, j] for j, w in enumerate(expected))
-                torch.testing.assert_close(out[b, head, i], mean)
+        results.append([logits, *torch.autograd.grad(loss, list(model.parameters()))])
+    torch.testing.assert_close(*results, atol=1e-5, rtol=1e-4)
 
 
 def test_multi_head_attention_obeys_any_mask():
-    config = SIZES[1]
-    torch.manual_seed(0)
-    layer = MultiHeadAttention(config)
-    x = torch.randn(2, 6, config.n_embd)
-    mask = torch.rand(6, 6) < 0.5
-    mask.fill_diagonal_(False)
+    layer, x = make(SIZES[1]).layers[0].attention, torch.randn(2, 6, SIZES[1].n_embd)
+    mask = (torch.rand(6, 6) < 0.5).fill_diagonal_(False)
     out, weights = layer(x, mask, need_weights=True)
     fast, none = layer(x, mask)
-    assert none is None and weights.shape == (2, config.n_head, 6, 6)
-    assert (weights[..., mask] == 0).all() and (weights[..., ~mask] > 0).all()
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, config.n_head, 6))
+    assert none is None and torch.equal(weights == 0, mask.expand_as(weights))
     torch.testing.assert_close(out, fast, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("flags", [{}, {"no_pos": True}, {"no_res": True}])
-def test_a_token_never_sees_its_future(flags):
-    config = dataclasses.replace(SIZES[1], **flags)
-    model = make(config)
-    U = token_ids(config, batch=1)
+@pytest.mark.parametrize("config", [SIZES[1], NO_POS, NO_RES])
+def test_a_token_never_sees_its_future(config):
+    model, U = make(config), token_ids(config)
     before, _ = model(U)
     for changed in (1, 7, 20):
-        V = U.clone()
-        V[0, changed] = (V[0, changed] + 1) % config.vocab_size
-        after, _ = model(V)
-        assert torch.equal(before[0, :changed], after[0, :changed])
-        assert not torch.allclose(before[0, changed], after[0, changed])
-
-
-def test_no_pos_forgets_the_order_of_the_past():
-    """Without positions one layer sees the past as a bag; with them, or from the second layer on, it does not."""
-
-    def last_logits(no_pos, order):
-        model = make(dataclasses.replace(SIZES[0], no_pos=no_pos))
-        return model(torch.tensor([order]))[0][0, -1]
-
-    torch.testing.assert_close(last_logits(True, [3, 7, 9, 1]), last_logits(True, [9, 3, 7, 1]), atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(last_logits(False, [3, 7, 9, 1]), last_logits(False, [9, 3, 7, 1]), atol=1e-2)
-    assert "position_embedding.weight" not in GPT(dataclasses.replace(SIZES[0], no_pos=True)).state_dict()
+        after, _ = model((U + (torch.arange(U.size(1)) == changed)) % config.vocab_size)
+        assert torch.equal(before[:, :changed], after[:, :changed])
+        assert not torch.allclose(before[:, changed], after[:, changed])
 
 
 def test_no_res_removes_both_residual_additions():
-    """With the output layers at 0, a layer with residuals passes its input on, one without gives 0."""
-    for no_res in (False, True):
-        model = make(dataclasses.replace(SIZES[1], no_res=no_res))
-        layer = model.layers[0]
-        x = torch.randn(1, 5, model.config.n_embd)
+    for config in (SIZES[1], NO_RES):
+        layer, x = make(config).layers[0], torch.randn(1, 5, config.n_embd)
         mask = torch.triu(torch.ones(5, 5, dtype=torch.bool), diagonal=1)
-        attended, _ = layer.attention(layer.attention_norm(x), mask)
-        middle = attended if no_res else x + attended
-        last = layer.feed_forward(layer.feed_forward_norm(middle))
-        torch.testing.assert_close(layer(x, mask)[0], last if no_res else middle + last)
+        middle = layer.attention(layer.attention_norm(x), mask)[0] + (0 if config.no_res else x)
+        last = layer.feed_forward(layer.feed_forward_norm(middle)) + (0 if config.no_res else middle)
+        torch.testing.assert_close(layer(x, mask)[0], last)
 
 
-@pytest.mark.parametrize("flags", [{}, {"no_pos": True}, {"no_res": True}])
-def test_every_parameter_gets_a_gradient_at_the_start(flags):
+@pytest.mark.parametrize("config", [*SIZES[1:], NO_POS, NO_RES])
+def test_every_parameter_gets_a_gradient_at_the_start(config):
     torch.manual_seed(0)
-    model = GPT(dataclasses.replace(SIZES[2], **flags))
-    U = token_ids(model.config)
+    model, U = GPT(config), token_ids(config)
     logits, _ = model(U)
     F.cross_entropy(logits.flatten(0, 1), U.roll(-1, 1).flatten()).backward()
     for name, parameter in model.named_parameters():
@@ -182,18 +100,10 @@ def test_every_parameter_gets_a_gradient_at_the_start(flags):
         assert largest < 1e-6 if name.endswith("key.bias") else largest > 1e-8, name
 
 
-def test_dropout_acts_in_training_only():
-    model = make(dataclasses.replace(SIZES[1], dropout=0.5))
-    U = token_ids(model.config)
-    assert torch.equal(model(U)[0], model(U)[0])
-    model.train()
-    assert not torch.allclose(model(U)[0], model(U)[0])
-
-
-def test_dropout_acts_where_gpt2_drops(monkeypatch):
+def test_dropout_acts_in_training_where_gpt2_drops(monkeypatch):
     """On the embeddings; in each layer on the attention weights, and on the outputs of attention and feed-forward."""
     model = make(dataclasses.replace(SIZES[1], dropout=0.3)).train()
-    other, dropped, fused = as_transformers(model).train(), [], []
+    U, dropped, fused = token_ids(model.config), [], []
     dropout, attend = F.dropout, F.scaled_dot_product_attention
 
     def spy(x, p=0.5, training=True, inplace=False):
@@ -202,34 +112,28 @@ def test_dropout_acts_where_gpt2_drops(monkeypatch):
         return dropout(x, p, training, inplace)
 
     monkeypatch.setattr(F, "dropout", spy)
-    monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda q, k, v, mask, p: fused.append(p) or attend(q, k, v, mask, p)
-    )
-    U = token_ids(model.config)
-    other(U)
-    expected = [(shape, 0.3) for shape, _ in dropped]
-    dropped.clear()
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args: fused.append(args[-1]) or attend(*args))
+    as_transformers(model).train()(U)
+    expected, dropped[:] = dropped[:], []
     model(U, need_weights=True)
     assert dropped == expected and len(expected) == 1 + 3 * model.config.n_layer
     model(U)
     assert fused == [0.3] * model.config.n_layer
+    dropped.clear()
+    model.eval()(U), model(U, need_weights=True)
+    assert not dropped and set(fused[model.config.n_layer :]) == {0}
 
 
-def test_the_weights_begin_as_gpt2s_do():
-    config = SIZES[2]
+def test_the_weights_are_as_many_as_gpt2s_with_its_tied_head_and_begin_as_they_do():
     torch.manual_seed(0)
-    ours = as_transformers(GPT(config))
-    theirs = GPT2LMHeadModel(ours.config).state_dict()
+    model = GPT(SIZES[2])
+    ours = as_transformers(model)
+    theirs = GPT2LMHeadModel(ours.config)
+    assert model.num_parameters() == theirs.num_parameters()
     for name, weight in ours.state_dict().items():
-        assert weight.std().item() == pytest.approx(theirs[name].std().item(), rel=0.05), name
-        assert weight.mean().item() == pytest.approx(theirs[name].mean().item(), abs=0.001), name
-
-
-def test_the_head_is_the_token_embedding():
-    config = SIZES[2]
-    C, V, L, n = config.n_embd, config.vocab_size, config.max_seq_len, config.n_layer
-    layer = 4 * C + (3 * C * C + 3 * C) + (C * C + C) + (4 * C * C + 4 * C) + (4 * C * C + C)
-    assert GPT(config).num_parameters() == V * C + L * C + n * layer + 2 * C
+        other = theirs.state_dict()[name]
+        assert weight.std().item() == pytest.approx(other.std().item(), rel=0.05), name
+        assert weight.mean().item() == pytest.approx(other.mean().item(), abs=0.001), name
 
 
 def test_sizes_that_do_not_fit_are_refused():
