@@ -438,11 +438,14 @@ NEWLINE, PLUS = 0, 1
 TITLE_IDS = (NEWLINE, PLUS, PLUS, PLUS)
 
 
-def poems_of(*lengths: int) -> tuple[np.ndarray, list[int]]:
+def poems_of(*lengths: int, before: int = 0) -> tuple[np.ndarray, list[int]]:
     """Tokens of poems of the given lengths (title mark and two line ends included), and where they start."""
     rng = np.random.default_rng(0)
-    poems = [[PLUS] * 3 + rng.integers(2, 90, size=length - 5).tolist() + [NEWLINE] * 2 for length in lengths]
-    return np.concatenate(poems).astype("<u2"), np.cumsum([0, *lengths[:-1]]).tolist()
+    tokens, starts = rng.integers(2, 90, size=before).tolist() + ([NEWLINE] if before else []), []
+    for length in lengths:
+        starts.append(len(tokens))
+        tokens += [PLUS] * 3 + rng.integers(2, 90, size=length - 5).tolist() + [NEWLINE] * 2
+    return np.array(tokens, dtype="<u2"), starts
 
 
 def starts_of(tokens, poems=None, *, epochs: int, seq_len: int = 16) -> list[list[int]]:
