@@ -6,35 +6,28 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
-# Fonts for simplified Chinese, tried first: of Debian and other Linux systems, of Windows, of macOS.
+# Fonts for simplified Chinese, tried first: of Debian and other Linux systems, of Windows, of macOS
 PREFERRED = (
     *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans SC", "Source Han Sans CN", "Noto Sans CJK JP"),
     *("WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Noto Serif CJK SC", "Noto Serif CJK JP"),
     *("Microsoft YaHei", "SimHei", "SimSun", "PingFang SC", "Hiragino Sans GB", "STHeiti", "Arial Unicode MS"),
 )
 BUNDLED = "DejaVu Sans"  # comes with matplotlib; has ↵ and ␣, but no Chinese
-PLACEHOLDER = "Last Resort"  # a font with a box as the glyph of every character
 WAYS = {  # to a Chinese font, by the user's system
     "win32": "in Settings, Optional features, add Chinese (Simplified) Supplemental Fonts",
     "darwin": "open a Chinese font, such as NotoSansSC-Regular.otf, in Font Book",
     "linux": "apt install fonts-noto-cjk (Debian, Ubuntu), dnf install google-noto-sans-cjk-fonts (Fedora), or put "
     "NotoSansSC-Regular.otf into ~/.fonts",
 }
-CHINESE = (
-    "No Chinese font on this machine: pictures show codes instead of characters. To get one: {}; then start again."
-)
-RARE = (
-    "No font on this machine has some rare characters: pictures show their codes. HanaMin, for one, is a larger font."
-)
+CHINESE = "No Chinese font on this machine: pictures show codes, not characters. To get one: {}; then start again."
+RARE = "No font on this machine has some rare characters: pictures show codes. HanaMin, for one, is a larger font."
 
 
 def label(char: str) -> str:
     """A character as a label that can be seen: ↵ for a line end, ␣ for a space, U+200B for what is invisible."""
-    if char == "\n":
-        return "↵"
     kind = unicodedata.category(char)
-    if kind == "Zs":
-        return "␣"
+    if char == "\n" or kind == "Zs":
+        return "↵" if char == "\n" else "␣"
     if kind in ("Cc", "Cf", "Co", "Cs", "Zl", "Zp"):  # control, format, private use; surrogates; line separators
         return code_point(char)
     return "◌" + char if kind.startswith("M") else char  # a combining accent needs a base
@@ -61,40 +54,32 @@ def find(text: str) -> Fonts:
 
     If some characters have no font, a line on stderr says so, once, and how to get one.
     """
+    from matplotlib.font_manager import get_font  # here, because it is slow to import
+
     missing, families = {char for char in text if not char.isspace()}, []
-    known = installed()
-    for family in dict.fromkeys([*PREFERRED, BUNDLED, *sorted(known)]):
-        has = _covered(known[family], missing) if missing and family in known else None
-        if has:
-            families.append(family)
+    for family, path in installed().items():
+        with suppress(OSError, RuntimeError):  # matplotlib's list may name a file that is gone
+            has = {char for char in missing if get_font(path).get_char_index(ord(char))}
+            families += [family] if has else []
             missing -= has
     if missing:
         way = WAYS.get(sys.platform, WAYS["linux"])
         say_once(CHINESE.format(way) if any("一" <= char <= "龥" for char in missing) else RARE)
-    return Fonts((*families, *([] if BUNDLED in families else [BUNDLED])), frozenset(missing))
+    return Fonts(tuple(dict.fromkeys([*families, BUNDLED])), frozenset(missing))
 
 
 @cache
 def installed() -> dict[str, str]:
-    """family → file of each font on this machine, those too that were installed after matplotlib made its list."""
-    from matplotlib.font_manager import findSystemFonts, fontManager  # here, because it is slow to import
+    """family → file of each font on this machine, first to last to be tried, though matplotlib's list may be older."""
+    from matplotlib.font_manager import findSystemFonts, fontManager
 
     for path in set(findSystemFonts()) - {font.fname for font in fontManager.ttflist}:
         with suppress(OSError, RuntimeError, ValueError):  # matplotlib cannot read every font file
             fontManager.addfont(path)
     # Of a family, the last one counts: its regular file, if it has one
     fonts = sorted(fontManager.ttflist, key=lambda font: {font.style, font.weight, font.stretch} <= {"normal", 400})
-    return {font.name: font.fname for font in fonts if not font.name.startswith(PLACEHOLDER)}
-
-
-def _covered(path: str, chars: set[str]) -> set[str]:
-    """Those of `chars` that the font file has."""
-    from matplotlib.font_manager import get_font
-
-    with suppress(OSError, RuntimeError):  # matplotlib's list may name a file that is gone
-        font = get_font(path)
-        return {char for char in chars if font.get_char_index(ord(char))}
-    return set()
+    known = {font.name: font.fname for font in fonts if not font.name.startswith("Last Resort")}  # has boxes
+    return {name: known[name] for name in (*PREFERRED, BUNDLED, *sorted(known)) if name in known}
 
 
 @cache

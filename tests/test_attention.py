@@ -228,7 +228,7 @@ def test_chinese_labels_are_real_glyphs(reading, recwarn):
     """matplotlib warns of each glyph that it lacks, and would draw the same box for any two of them."""
     pictures = []
     for char in "春风":
-        picture = plots.Picture([], 1, 1, char)
+        picture = plots.Picture([], 1, 1, 1, 1, more=char)
         picture.text(0.2, 0.2, char, fontsize=40)
         pictures.append(picture.png())
     assert pictures[0] != pictures[1]
@@ -513,7 +513,7 @@ def test_a_text_that_was_cut_is_told_of_in_the_terminal_and_on_the_page(folder, 
 def test_a_folder_where_the_page_or_its_picture_would_go_is_refused_before_any_work(tmp_path, assert_user_error, name):
     (tmp_path / name).mkdir()
     flags = ["--out", tmp_path / "page.html", "--ckpt_path", tmp_path / "no_run"]
-    assert_user_error(command, *flags, words=["--out", f"{name} is a folder"])
+    assert_user_error(command, *flags, words=["--out", f"{name}: it is a folder"])
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 

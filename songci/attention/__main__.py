@@ -35,23 +35,17 @@ def output_paths(args) -> tuple[Path, Path]:
         raise UserError(f"--out {args.out!r}: the output is a web page: give it a name that ends in .html")
     picture = out.with_suffix(".png")
     for path in (out, picture):
-        if path.is_dir():
-            raise UserError(f"--out {out}: {path} is a folder: choose another name")
-    if args.out is not None:  # else load() tells of a run that is missing
-        check_writable("--out", out)
+        if args.out is not None or path.is_dir():  # else load() tells of a run that is missing
+            check_writable("--out", path)
     return out, picture
 
 
 def draw(reading: Reading, data_root: str | Path, num_windows: int) -> dict[str, list[bytes]]:
     """The still pictures of the page, as PNGs, under their titles from EXPLAINED."""
-    figures = (
-        [plots.heatmaps(reading, layer=layer) for layer in range(len(reading.weights))],
-        [plots.predictions(reading)],
-        [plots.losses(reading)],
-        [plots.statistics(reading)],
-        [plots.ablation(reading, data_root=data_root, num_windows=num_windows)],
-        [plots.lens(reading)],
-    )
+    heatmaps = [plots.heatmaps(reading, layer=layer) for layer in range(len(reading.weights))]
+    others = [draw(reading) for draw in (plots.predictions, plots.losses, plots.statistics)]
+    others += [plots.ablation(reading, data_root=data_root, num_windows=num_windows), plots.lens(reading)]
+    figures = [heatmaps, *([figure] for figure in others)]
     _head_view, _model_view, *titles = EXPLAINED
     return {title: [figure.png() for figure in row] for title, row in zip(titles, figures, strict=True)}
 

@@ -12,6 +12,7 @@ from songci.attention.stats import Reading
 from songci.cli import UserError
 
 LIBRARIES = (("xstatic.pkg.jquery", "data/jquery.min.js"), ("mpld3", "js/d3.v5.min.js"))
+AS_HTML = {"prettify_tokens": False, "html_action": "return"}  # for bertviz
 DIGITS = 4  # of a weight: finer than the eye can see, and a quarter of the bytes
 MANY_LINES = 150_000  # in a model view: with more, a browser takes too long
 FONTS = "'Noto Sans CJK SC','Noto Sans SC','PingFang SC','Microsoft YaHei','WenQuanYi Zen Hei',sans-serif"
@@ -44,22 +45,21 @@ function readable(params) {
 
 @dataclass(frozen=True, repr=False)
 class View:
-    """An interactive view: a complete document that needs nothing from outside."""
+    """An interactive view, which a notebook displays: a whole HTML page that needs nothing from outside."""
 
-    document: str  # a whole HTML page
+    document: str
     height: int  # in pixels
     name: str
     note: str = ""
 
-    def frame(self) -> str:
+    def _repr_html_(self) -> str:
         """The document inside an <iframe>, which keeps its scripts apart from those of the page or notebook."""
         note = f"<p>{html.escape(self.note)}</p>" if self.note else ""
         style = f"width:100%;height:{self.height}px;border:0;background:white"
         document, name = html.escape(self.document), html.escape(self.name)
         return f'<div>{note}<iframe title="{name}" style="{style}" srcdoc="{document}"></iframe></div>'
 
-    def _repr_html_(self) -> str:
-        return self.frame()
+    frame = _repr_html_
 
     def __repr__(self) -> str:
         return f"<{self.name}: run this cell to see it>"
@@ -68,14 +68,12 @@ class View:
 def head_view(reading: Reading, layer: int = 0, heads: list[int] | None = None) -> View:
     """bertviz's head view, which begins with the given layer and heads (None: all).
 
-    Raises UserError for a layer or a head that the model lacks; bertviz would accept it silently.
+    Raises UserError for a layer or a head that the model lacks, which bertviz would not notice.
     """
     from bertviz import head_view as bertviz_view
 
     reading.check([layer], heads)
-    shown = bertviz_view(
-        reading.weights, reading.tokens, layer=layer, heads=heads, prettify_tokens=False, html_action="return"
-    )
+    shown = bertviz_view(reading.weights, reading.tokens, layer=layer, heads=heads, **AS_HTML)
     height = 90 + int(22.5 * len(reading.tokens))  # bertviz's height of a row
     return View(offline(shown.data), height, f"head view of {reading}", reading.note)
 
@@ -88,19 +86,12 @@ def model_view(reading: Reading, include_layers: list[int] | None = None) -> Vie
     from bertviz import model_view as bertviz_view
 
     reading.check(include_layers or [])
-    shown = bertviz_view(
-        *(reading.weights, reading.tokens),
-        include_layers=include_layers or None,
-        prettify_tokens=False,
-        display_mode="light",
-        html_action="return",
-    )
+    layers = include_layers or None
+    shown = bertviz_view(reading.weights, reading.tokens, include_layers=layers, display_mode="light", **AS_HTML)
     # bertviz stretches the heads over its whole width: as if there were 12, a few heads do not become huge
-    layers, length = len(include_layers or reading.weights), len(reading.tokens)
-    total = max(12, reading.num_heads)
-    height = 60 + max(layers * (10 + 84 * length // total), 55 + 18 * length)
-    document = offline(shown.data, total_heads=total)
-    return View(document, height, f"model view of {reading}", reading.note)
+    rows, length, total = len(layers or reading.weights), len(reading.tokens), max(12, reading.num_heads)
+    height = 60 + max(rows * (10 + 84 * length // total), 55 + 18 * length)
+    return View(offline(shown.data, total_heads=total), height, f"model view of {reading}", reading.note)
 
 
 def offline(page: str, **changes) -> str:
@@ -110,8 +101,7 @@ def offline(page: str, **changes) -> str:
     weights. No token can end the script that holds it. Raises UserError if a library is not installed.
     """
     page = re.sub(r"\A\s*<script src=[^>]*></script>", "", page)  # require.js
-    marker = "const params = "
-    start = page.index(marker) + len(marker)
+    start = re.search("const params = ", page).end()
     params, end = json.JSONDecoder().raw_decode(page, start)
     params.update(changes)
     for part in params["attention"]:

@@ -29,11 +29,15 @@ ROW = 24  # characters of the text in a row
 
 
 class Picture(Figure):
-    """A figure that a notebook displays as it is, in fonts that have its characters."""
+    """Panels in rows and columns, in fonts that have their characters; a notebook displays it as it is.
 
-    def __init__(self, readings: Sequence[Reading], width: float, height: float, more: str = ""):
-        """width, height: in inches; more: characters that will be drawn beside those of the readings."""
-        super().__init__(figsize=(width, height), layout="constrained")
+    width, height: of a panel, in inches; bar: the width of a colour bar beside them all; more: characters that will be
+    drawn beside those of the readings.
+    """
+
+    def __init__(self, readings: Sequence[Reading], rows: int, columns: int, width, height, bar=0.0, more: str = ""):
+        super().__init__(figsize=(columns * width + bar, rows * height), layout="constrained")
+        self.readings, self.panels = readings, list(self.subplots(rows, columns, squeeze=False).flat)
         chars = "".join(reading.text + reading.name for reading in readings) + more
         self.fonts = fonts.find("".join(map(fonts.label, chars)))
 
@@ -46,11 +50,12 @@ class Picture(Figure):
     def label(self, char: str) -> str:
         return self.fonts.shown(fonts.label(char))
 
-    def grid(self, rows: int, columns: int) -> list[Axes]:
-        return list(self.subplots(rows, columns, squeeze=False).flat)
+    def title(self, axes: Axes, reading: Reading, text: str, between: str = "\n", **style) -> None:
+        """Writes the text above a panel, after the name of the run if there are several runs."""
+        axes.set_title(f"{reading.name}{between}{text}".rstrip() if len(self.readings) > 1 else text, **style)
 
     def board(self, axes: Axes, left: float, right: float, bottom: float) -> None:
-        """Makes axes for unit squares, from `left` to `right` and from 0 down to `bottom`."""
+        """Makes a panel for unit squares, from `left` to `right` and from 0 down to `bottom`."""
         axes.set(xlim=(left, right), ylim=(bottom, 0), aspect="equal")
         axes.set_axis_off()
 
@@ -64,6 +69,17 @@ class Picture(Figure):
         label = label.replace("U+", "U+\n")  # on two lines, or it would not fit
         axes.text(x + 0.5, middle, label, va="center_baseline", fontsize=size, **style)
         axes.text(x + 0.5, y + 0.79, note, va="center", fontsize=6, **style)
+
+    def matrix(self, axes: Axes, values: np.ndarray, colors: str, low: float, high: float, form: str) -> None:
+        """Draws values, (layers, heads), with the number in each cell."""
+        axes.imshow(values, cmap=colors, vmin=low / 0.85, vmax=high / 0.85, aspect="auto")
+        for (layer, head), value in np.ndenumerate(values):
+            color = "white" if (abs(value) if low < 0 else value) > 0.6 * high else "black"
+            axes.text(head, layer, form.format(value), ha="center", va="center", fontsize=8, color=color)
+        axes.set(xticks=range(values.shape[1]), yticks=range(values.shape[0]))
+        axes.set_xlabel("head", fontsize=8)
+        axes.set_ylabel("layer", fontsize=8)
+        axes.tick_params(length=0, labelsize=8)
 
     def png(self, dpi: int = DPI) -> bytes:
         """The picture as a PNG file with 256 colours, a third of the size of one with all."""
@@ -87,31 +103,29 @@ def heatmaps(*readings: Reading, layer: int | None = 0, heads: list[int] | None 
     The upper triangle is empty: no character looks at a later one. labels: the characters beside rows and columns.
     Raises UserError for a layer or a head that a model lacks.
     """
-    panels = []
+    maps = []
     for reading in readings:
         layers = range(len(reading.weights)) if layer is None else [layer]
         reading.check(layers, heads)
-        panels += [(reading, i, head) for i in layers for head in heads or range(reading.num_heads)]
+        maps += [(reading, i, head) for i in layers for head in heads or range(reading.num_heads)]
     of_a_layer = len(heads or range(readings[0].num_heads))
-    columns = of_a_layer if len(panels) > of_a_layer else math.ceil(math.sqrt(of_a_layer))
-    rows = math.ceil(len(panels) / columns)
+    columns = of_a_layer if len(maps) > of_a_layer else math.ceil(math.sqrt(of_a_layer))
     side = max(2.2, 0.8 + 0.14 * max(len(reading.text) for reading in readings)) if labels else 2.2
-    figure = Picture(readings, columns * side + 0.6, rows * (side + 0.2))
-    grid = figure.grid(rows, columns)
-    for axes in grid[len(panels) :]:
+    figure = Picture(readings, math.ceil(len(maps) / columns), columns, side, side + 0.2, bar=0.6)
+    for axes in figure.panels[len(maps) :]:
         axes.set_axis_off()
-    for axes, (reading, i, head) in zip(grid, panels, strict=False):
+    for axes, (reading, i, head) in zip(figure.panels, maps, strict=False):
         weights = reading.weights[i][0, head].numpy()
         later = np.triu(np.ones_like(weights), 1) > 0
         # The square root, on one scale for all heads: a weight that is shared among twenty can still be seen
         image = axes.imshow(np.ma.masked_where(later, weights), cmap="Blues", norm=PowerNorm(0.5, 0, 1))
-        axes.set_title(_title(readings, reading, f"layer {i}, head {head}"), fontsize=10)
+        figure.title(axes, reading, f"layer {i}, head {head}", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
         marks = [figure.label(char) for char in reading.text] if labels else []
         axes.set_xticks(range(len(marks)), marks, fontsize=8, rotation=90 * any(len(mark) > 1 for mark in marks))
         axes.set_yticks(range(len(marks)), marks, fontsize=8)
         axes.tick_params(length=0, pad=2)
-    figure.colorbar(image, ax=grid, label="attention weight", aspect=40, shrink=0.6)
+    figure.colorbar(image, ax=figure.panels, label="attention weight", aspect=40, shrink=0.6)
     return figure
 
 
@@ -121,14 +135,15 @@ def predictions(reading: Reading, k: int = 5) -> Picture:
     length, k = probs.shape
     columns = min(4, math.ceil(length / 6))
     rows = math.ceil(length / columns)
-    figure = Picture([reading], 0.42 * (k + 2.5) * columns, 0.2 + 0.42 * rows, "".join(best))
-    for column, axes in enumerate(figure.grid(1, columns)):
+    figure = Picture([reading], 1, columns, 0.42 * (k + 2.5), 0.2 + 0.42 * rows, more="".join(best))
+    for axes in figure.panels:
         figure.board(axes, -2.2, k, rows)
-        for y, i in enumerate(range(column * rows, min((column + 1) * rows, length))):
-            figure.cell(axes, -1.9, y, reading.text[i])
-            axes.text(-0.45, y + 0.5, "→", ha="center", va="center", color="gray")
-            for rank, (char, p) in enumerate(zip(best[i], probs[i], strict=True)):
-                figure.cell(axes, rank, y, char, p, f"{p:.0%}", framed=char == reading.text[i + 1 : i + 2])
+    for i in range(length):
+        axes, y = figure.panels[i // rows], i % rows
+        figure.cell(axes, -1.9, y, reading.text[i])
+        axes.text(-0.45, y + 0.5, "→", ha="center", va="center", color="gray")
+        for rank, (char, p) in enumerate(zip(best[i], probs[i], strict=True)):
+            figure.cell(axes, rank, y, char, p, f"{p:.0%}", framed=char == reading.text[i + 1 : i + 2])
     return figure
 
 
@@ -136,19 +151,17 @@ def losses(*readings: Reading) -> Picture:
     """The text with each character coloured by its loss: pale if it was expected, dark if it was a surprise."""
     values = [stats.character_losses(reading) for reading in readings]
     top = max(1.0, *(value[1:].max(initial=0) for value in values))
-    texts = [lines(reading.text) for reading in readings]
-    height = max(map(len, texts))
-    figure = Picture(readings, 0.42 * ROW + 1.2, len(readings) * (0.45 + 0.42 * height))
-    grid = figure.grid(len(readings), 1)
-    for axes, reading, value, rows in zip(grid, readings, values, texts, strict=True):
+    height = max(len(lines(reading.text)) for reading in readings)
+    figure = Picture(readings, len(readings), 1, 0.42 * ROW, 0.45 + 0.42 * height, bar=1.2)
+    for axes, reading, value in zip(figure.panels, readings, values, strict=True):
         figure.board(axes, 0, ROW, height)
         mean = f"{value[1:].mean():.2f} nats a character" if len(value) > 1 else "nothing to predict"
-        axes.set_title(_title(readings, reading, mean, ": "), fontsize=10, loc="left")
-        for y, row in enumerate(rows):
+        figure.title(axes, reading, mean, ": ", fontsize=10, loc="left")
+        for y, row in enumerate(lines(reading.text)):
             for x, i in enumerate(row):
                 shade, note = (value[i] / top, f"{value[i]:.1f}") if i > 0 else (0, "–")
                 figure.cell(axes, x, y, reading.text[i], shade, note, colors="Reds")
-    figure.colorbar(ScalarMappable(Normalize(0, top), "Reds"), ax=grid, label="loss (nats)", aspect=12)
+    figure.colorbar(ScalarMappable(Normalize(0, top), "Reds"), ax=figure.panels, label="loss (nats)", aspect=12)
     return figure
 
 
@@ -157,18 +170,23 @@ def lines(text: str) -> list[range]:
     return [range(*row.span()) for row in re.finditer(rf".{{0,{ROW - 1}}}\n|.{{1,{ROW}}}", text)]
 
 
+def matrices(readings: Sequence[Reading], rows: int, columns: int) -> Picture:
+    """A picture for matrices (layers, heads)."""
+    layers = max(len(reading.weights) for reading in readings)
+    heads = max(4, *(reading.num_heads for reading in readings))
+    return Picture(readings, rows, columns, 0.6 + 0.6 * heads, 0.9 + 0.4 * layers)
+
+
 def statistics(*readings: Reading) -> Picture:
     """Four matrices (layers, heads) for each run: what stats.head_statistics() says of each head."""
     values = [stats.head_statistics(reading.weights, reading.text) for reading in readings]
     uniform = stats.uniform_statistics(readings[0].text)
-    columns = len(STATISTICS)
-    figure = _matrix_picture(readings, len(readings), columns)
-    grid = figure.grid(len(readings), columns)
+    figure = matrices(readings, len(readings), len(STATISTICS))
     for column, (name, mean) in enumerate(zip(STATISTICS, uniform, strict=True)):
         highest = np.nanmax([mean, *(value[column].max() for value in values), 1e-3])
-        for axes, reading, value in zip(grid[column::columns], readings, values, strict=True):
-            _matrix(axes, value[column], "Blues", 0, highest)
-            axes.set_title(_title(readings, reading, f"{name}\n(uniform: {mean:.2f})"), fontsize=9)
+        for axes, reading, value in zip(figure.panels[column :: len(STATISTICS)], readings, values, strict=True):
+            figure.matrix(axes, value[column], "Blues", 0, highest, "{:.2f}")
+            figure.title(axes, reading, f"{name}\n(uniform: {mean:.2f})", fontsize=9)
     return figure
 
 
@@ -178,36 +196,16 @@ def ablation(*readings: Reading, data_root: str | Path | None = None, num_window
     The loss is measured on `num_windows` windows of the validation text in data_root; without a data_root, on the text
     that was read. Raises UserError if data_root is not a prepared data set.
     """
-    figure = _matrix_picture(readings, 1, len(readings))
-    for axes, reading in zip(figure.grid(1, len(readings)), readings, strict=True):
+    figure = matrices(readings, 1, len(readings))
+    for axes, reading in zip(figure.panels, readings, strict=True):
         loss = partial(stats.text_loss, reading)
         if data_root is not None:
             loss = stats.validation_loss(data_root, reading.model, reading.title, num_windows)
         whole, rises = stats.head_ablation(reading.model, loss)
         highest = max(1e-3, np.nanmax(np.abs(rises)))  # a scale for each run: their magnitudes differ widely
-        _matrix(axes, rises, "RdBu_r", -highest, highest, "{:+.3f}")
-        axes.set_title(_title(readings, reading, f"rise of the loss\nfrom {whole:.3f}"), fontsize=9)
+        figure.matrix(axes, rises, "RdBu_r", -highest, highest, "{:+.3f}")
+        figure.title(axes, reading, f"rise of the loss\nfrom {whole:.3f}", fontsize=9)
     return figure
-
-
-def _matrix_picture(readings: tuple[Reading, ...], rows: int, columns: int) -> Picture:
-    layers = max(len(reading.weights) for reading in readings)
-    heads = max(4, *(reading.num_heads for reading in readings))
-    return Picture(readings, columns * (0.6 + 0.6 * heads), rows * (0.9 + 0.4 * layers))
-
-
-def _matrix(axes: Axes, values: np.ndarray, color_map: str, low: float, high: float, fmt: str = "{:.2f}") -> None:
-    """Draws values, (layers, heads), with the number in each cell."""
-    axes.imshow(values, cmap=color_map, vmin=low / 0.85, vmax=high / 0.85, aspect="auto")
-    for (layer, head), value in np.ndenumerate(values):
-        dark = (abs(value) if low < 0 else value) > 0.6 * high
-        color = "white" if dark else "black"
-        axes.text(head, layer, fmt.format(value), ha="center", va="center", fontsize=8, color=color)
-    layers, heads = values.shape
-    axes.set(xticks=range(heads), yticks=range(layers))
-    axes.set_xlabel("head", fontsize=8)
-    axes.set_ylabel("layer", fontsize=8)
-    axes.tick_params(length=0, labelsize=8)
 
 
 def lens(*readings: Reading) -> Picture:
@@ -222,28 +220,18 @@ def lens(*readings: Reading) -> Picture:
         for reading, result in zip(readings, results, strict=True)
         for row in lines(reading.text.replace("\n", " "))
     ]
-    predicted = "".join(char for best, _, _ in results for char in "".join(best))
-    figure = Picture(readings, 0.36 * (ROW + 6), len(parts) * (0.36 * (depth + 1) + 0.4), predicted)
-    for axes, (reading, row, (best, probs, losses)) in zip(figure.grid(len(parts), 1), parts, strict=True):
+    predicted = "".join("".join(best) for best, _, _ in results)
+    figure = Picture(readings, len(parts), 1, 0.36 * (ROW + 6), 0.36 * (depth + 1) + 0.4, more=predicted)
+    for axes, (reading, row, (best, probs, losses)) in zip(figure.panels, parts, strict=True):
         figure.board(axes, -6, ROW, depth + 1)
-        axes.set_title(_title(readings, reading, "") if row.start == 0 else "", fontsize=10, loc="left")
+        if row.start == 0:
+            figure.title(axes, reading, "", fontsize=10, loc="left")
         names = ["embeddings", *(f"layer {i}" for i in range(len(best) - 1))]
-        names = [f"{name}, loss {loss:.2f}" for name, loss in zip(names, losses, strict=True)]
-        for up, name in enumerate(
-            ["text", *names]
-        ):  # from the bottom: the text, and what each depth predicts to follow
+        names = ["text", *(f"{name}, loss {loss:.2f}" for name, loss in zip(names, losses, strict=True))]
+        for up, name in enumerate(names):  # from the bottom: the text, and what each depth predicts to follow
             y = len(best) - up
             axes.text(-0.3, y + 0.5, name, ha="right", va="center", fontsize=8)
             for x, i in enumerate(row):
-                if up == 0:
-                    figure.cell(axes, x, y, reading.text[i])
-                else:
-                    char = best[up - 1][i]
-                    follows = char == reading.text[i + 1 : i + 2]
-                    figure.cell(axes, x, y, char, probs[up - 1, i], framed=follows)
+                char, p = (best[up - 1][i], probs[up - 1, i]) if up else (reading.text[i], 0)
+                figure.cell(axes, x, y, char, p, framed=up > 0 and char == reading.text[i + 1 : i + 2])
     return figure
-
-
-def _title(readings: tuple[Reading, ...], reading: Reading, text: str, between: str = "\n") -> str:
-    """A title, after the name of the run if there are several runs."""
-    return f"{reading.name}{between}{text}".rstrip() if len(readings) > 1 else text

@@ -5,8 +5,8 @@ counts them.
 """
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from tqdm import tqdm
 
 from model import GPT
@@ -65,15 +66,13 @@ def read(model: GPT, vocabulary: Vocabulary, text: str, name: str = "", title: t
     """
     if not text:
         raise UserError("the text is empty: give at least one character")
-    window, note = model.config.max_seq_len, ""
-    if len(text) > window:
-        note = f"The text has {len(text)} characters; the model sees {window} at a time: these are the first {window}."
-        text = text[:window]
+    n, window = len(text), model.config.max_seq_len
+    cut = f"The text has {n} characters; the model sees {window} at a time: these are the first {window}."
+    text, note = text[:window], cut if n > window else ""
     ids = torch.from_numpy(vocabulary.encode(text).astype("int64"))[None]
     logits, weights = model(ids, need_weights=True)
-    return Reading(
-        [fonts.label(char) for char in text], weights, text, ids, logits[0], model, vocabulary, name, note, title
-    )
+    tokens = [fonts.label(char) for char in text]
+    return Reading(tokens, weights, text, ids, logits[0], model, vocabulary, name, note, title)
 
 
 def load(data_root: str | Path, ckpt_path: str | Path, text: str) -> Reading:
@@ -109,13 +108,10 @@ def character_losses(reading: Reading) -> np.ndarray:
 
 
 @torch.inference_mode()
-def text_loss(reading: Reading) -> float:
-    """The loss of the text under the model in its present state, in nats a character; NaN for a single character."""
-    return _mean_loss(reading.model(reading.ids)[0][0], reading.ids)
-
-
-def _mean_loss(logits: Tensor, ids: Tensor) -> float:
-    return F.cross_entropy(logits[:-1], ids[0, 1:]).item()
+def text_loss(reading: Reading, logits: Tensor | None = None) -> float:
+    """The mean loss of the text in nats, by its model in its present state or by logits (L, V); NaN if L = 1."""
+    logits = reading.model(reading.ids)[0][0] if logits is None else logits
+    return F.cross_entropy(logits[:-1], reading.ids[0, 1:]).item()
 
 
 STATISTICS = ("entropy (nats)", "mean distance", "weight: previous character", "weight: same place, previous clause")
@@ -147,38 +143,27 @@ def uniform_statistics(text: str) -> np.ndarray:
 
 def same_places(text: str) -> list[tuple[int, int]]:
     """Pairs (i, j): j stands as far into the previous clause as i stands into its own; titles do not count."""
-    titles = [match.span() for match in re.finditer(r"^\+\+\+.*$", text, re.MULTILINE)]
-    clauses = [match.span() for match in re.finditer(r"\w+", text)]
-    clauses = [span for span in clauses if not any(begin <= span[0] < end for begin, end in titles)]
-    return [
-        (start + i, before + i)
-        for (before, before_end), (start, end) in pairwise(clauses)
-        for i in range(min(before_end - before, end - start))
-    ]
+    found = re.finditer(r"^\+\+\+.*$|\w+", text, re.MULTILINE)  # titles and clauses
+    clauses = [range(*match.span()) for match in found if not match[0].startswith("+++")]
+    return [pair for before, clause in pairwise(clauses) for pair in zip(clause, before, strict=False)]
 
 
-@contextmanager
-def without_head(model: GPT, layer: int, head: int) -> Iterator[None]:
-    """Switches one head off: its output is set to zero before W^O mixes the heads (Michel et al. 2019)."""
+def without_head(model: GPT, layer: int, head: int) -> RemovableHandle:
+    """Within `with`, one head is off: its output is set to zero before W^O mixes the heads (Michel et al. 2019)."""
     d = model.config.n_embd // model.config.n_head
 
     def silence(_, inputs):
-        [x] = inputs  # (B, L, C), the outputs of the heads side by side
-        x = x.clone()
+        x = inputs[0].clone()  # (B, L, C), the outputs of the heads side by side
         x[..., head * d : (head + 1) * d] = 0
         return (x,)
 
-    hook = model.layers[layer].attention.out.register_forward_pre_hook(silence)
-    try:
-        yield
-    finally:
-        hook.remove()
+    return model.layers[layer].attention.out.register_forward_pre_hook(silence)
 
 
 def head_ablation(model: GPT, loss: Callable[[], float]) -> tuple[float, np.ndarray]:
     """The loss of the whole model, and (layers, h): how much it rises when each head is switched off.
 
-    loss: computes the loss of the model in its present state: text_loss(), or what validation_loss() returns.
+    loss: computes the loss of the model in its present state, as text_loss() and validation_loss() do.
     """
     whole = loss()
     rises = np.zeros((model.config.n_layer, model.config.n_head))
@@ -210,14 +195,11 @@ def logit_lens(reading: Reading) -> tuple[list[str], np.ndarray, np.ndarray]:
     (layers + 1, L); and the mean loss of the text, (layers + 1,), in nats a character. The last is the model itself.
     """
     states, model = [], reading.model
-    hooks = [model.layers[0].register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))]
-    hooks += [layer.register_forward_hook(lambda _, inputs, out: states.append(out[0])) for layer in model.layers]
-    try:
+    with ExitStack() as hooks:
+        for module in (*model.layers, model.norm):
+            hooks.enter_context(module.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0])))
         model(reading.ids)
-    finally:
-        for hook in hooks:
-            hook.remove()
     logits = [model.head(model.norm(state))[0] for state in states]  # layers + 1 of (L, V)
     probs, ids = torch.stack([torch.softmax(row, dim=-1) for row in logits]).max(-1)
-    losses = np.array([_mean_loss(row, reading.ids) for row in logits])
+    losses = np.array([text_loss(reading, row) for row in logits])
     return [reading.vocabulary.decode(row) for row in ids.tolist()], probs.numpy(), losses
