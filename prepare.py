@@ -9,12 +9,13 @@ Reads DATA_ROOT/input.txt, any UTF-8 text, and writes beside it
                        it: lengths, the number of tokens in train.bin and val.bin, and sha256, that of input.txt
 
 The default corpus, data/quansongci, is made first if it is not there: 全宋词, the Complete Song Ci, is fetched with npm
-or from GitHub and cleaned.
+or from GitHub and cleaned; its stanzas, which the source does not tell, are inferred.
 """
 
 import contextlib
 import hashlib
 import pickle
+from collections import Counter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,7 +31,9 @@ from songci.corpus.vocabulary import (
     read_meta,
 )
 from songci.forms.learn import learn
+from songci.forms.names import misprints
 from songci.forms.poems import read_poems
+from songci.forms.stanzas import in_stanzas
 
 FILES = ("meta.pkl", "train.bin", "val.bin")
 MAX_FORM_CHARACTERS = 4 * 10**6  # at the start of the training split, to learn forms from: twice 全宋词, two seconds
@@ -98,7 +101,13 @@ def find_text(folder: Path, source_url: str) -> tuple[str, str, dict[str, str], 
     poems, aliases, dropped = quansongci.clean(quansongci.obtain(folder, source_url))
     print(f"全宋词: {len(poems) + dropped.total():,} poems, {len(poems):,} kept; dropped:")
     print("\n".join(f"  {count:6,}  {reason}" for reason, count in dropped.most_common()))
-    data = quansongci.as_text(poems)
+    wrong = misprints(poems)
+    counts = Counter(tune for tune, _ in poems if tune in wrong)
+    print(f"  {counts.total():,} poems under misprinted names of tunes: ", end="")
+    print(", ".join(f"{name} → {tune} ({counts[name]})" for name, tune in wrong.items()))
+    poems = [(wrong.get(tune, tune), text) for tune, text in poems]
+    aliases = {name: wrong.get(tune, tune) for name, tune in aliases.items()}
+    data = quansongci.as_text(in_stanzas(poems))
     return data, hashlib.sha256(data.encode()).hexdigest(), aliases, folder
 
 

@@ -6,7 +6,7 @@ The samples go to stdout, with a line of dashes between them and nothing else; w
   python sample.py --start "+++如梦令\\n昨夜雨疏风骤。"      a title and a first line; \\n is a line end
   python sample.py --start FILE:prompt.txt --seed 7         the prompt from a file; the same seed, the same samples
   python sample.py --stop_at_poem_end --num_samples 1       one poem, written before your eyes
-  python sample.py --form --start +++清平乐                 whole poems that keep their tune's form and rhymes
+  python sample.py --form --start +++清平乐                 whole poems in the tune's form, rhyme and tones
   python sample.py --acrostic 春夏秋冬 --rhyme 东           poems whose sentences begin so, and that rhyme so
   python sample.py --form --best_of 10                      for each sample, the likeliest of ten
   python sample.py --format jsonl --num_samples 10000       a line of JSON for each sample, for other programs
@@ -20,9 +20,10 @@ import time
 from pathlib import Path
 
 from songci.cli import ArgumentParser, UserError, number, run
-from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, check_same_vocabulary, load_vocabulary
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary, check_same_vocabulary, load_vocabulary
 from songci.forms.check import check
-from songci.forms.poems import canonical_title, read_poems
+from songci.forms.poems import read_poems, split_title
+from songci.forms.prompt import as_in_corpus
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
 from songci.generation import DEFAULT, FORM_CONTROLS, Controls, Sample, Text, generate, read_start, samples
@@ -33,12 +34,17 @@ SEPARATOR = "-" * 15
 
 
 def verdict(text: str, forms: Forms | None) -> dict:
-    """The tune of the first poem in a text, and whether it keeps its form and rhymes; None where nothing is known."""
+    """What is known of the first poem in a text; None where nothing is.
+
+    template: the number of its best template in songci.forms --show; tone: the share of the fixed places that it keeps.
+    """
     tune, body = next(read_poems(text.splitlines(keepends=True)), (None, ""))
+    title = next((line for line in text.splitlines() if line.startswith("+++")), "")
+    found = {"tune": tune, "subject": split_title(title)[1] or None}
     if tune is None or forms is None:
-        return {"tune": tune, "form": None, "rhyme": None}
+        return found | dict.fromkeys(("template", "form", "rhyme", "tone"))
     result = check(tune, body, forms)
-    return {"tune": tune, "form": result.form, "rhyme": result.rhyme}
+    return found | {"template": result.number, "form": result.form, "rhyme": result.rhyme, "tone": result.tone}
 
 
 def json_line(sample: Sample, prompt: str, seed: int, index: int, forms: Forms | None) -> str:
@@ -76,6 +82,7 @@ def parse_args(args=None):
     group.add_argument("--form", action="store_true", help=FORM_HELP)
     group.add_argument("--acrostic", default="", metavar="春夏秋冬", help=ACROSTIC_HELP)
     group.add_argument("--rhyme", default="", metavar="东", help=RHYME_HELP)
+    group.add_argument("--template", type=positive, default=0, metavar="N", help=TEMPLATE_HELP)
     group.add_argument("--best_of", type=positive, default=1, help=BEST_OF_HELP)
 
     group = parser.add_argument_group("how a character is chosen")
@@ -92,16 +99,17 @@ def parse_args(args=None):
     for other, given in (("format jsonl", args.format == "jsonl"), ("best_of", args.best_of > 1)):
         if args.stream and given:
             parser.error(f"--stream and --{other} exclude each other")
-    args.form = args.form or bool(args.acrostic or args.rhyme)
+    args.form = args.form or bool(args.acrostic or args.rhyme or args.template)
     return args
 
 
 FORM_HELP = (
-    "each sample is one whole poem, of any length, in an attested form of its tune and with its rhymes; "
-    "without a title in --start, the model chooses a tune"
+    "each sample is one whole poem, of any length, in a form of its tune, as often in each as poets chose it, with its "
+    "rhymes, tones and stanzas; without a title in --start, the model chooses a tune"
 )
 ACROSTIC_HELP = "the characters that begin the sentences to be written, in order (藏头); implies --form"
 RHYME_HELP = "a character that the poems are to rhyme with; implies --form"
+TEMPLATE_HELP = "the form to take, by its number in songci.forms --show; implies --form"
 BEST_OF_HELP = (
     "make this many of each sample and print the likeliest, "
     "by the mean log-likelihood of the characters that the form left free"
@@ -112,8 +120,8 @@ TOP_P_HELP = "choose among the likeliest characters that together reach this pro
 PENALTY_HELP = f"against repetition, 1: none; if left out, {FORM_CONTROLS.repetition_penalty} with --form, else 1"
 
 
-def load(args) -> tuple[Trained, dict[str, str]]:
-    """The model, and the aliases of the data set. Raises UserError if they do not belong together."""
+def load(args) -> tuple[Trained, Vocabulary]:
+    """The model, and the vocabulary of the data set. Raises UserError if they do not belong together."""
     device = choose_device(args.device)
     data_vocabulary = load_vocabulary(args.data_root)
     trained = load_model(args.ckpt_path, device)
@@ -121,16 +129,28 @@ def load(args) -> tuple[Trained, dict[str, str]]:
     check_same_vocabulary(trained.vocabulary, args.ckpt_path, data_vocabulary, args.data_root)
     if args.stop_at_poem_end and not trained.title:
         raise UserError(f"--stop_at_poem_end: the model in {args.ckpt_path} was not trained on windows of poems")
-    return trained, data_vocabulary.aliases
+    return trained, data_vocabulary
+
+
+def warn_of_long_tune(start: str, forms: Forms, window: int) -> None:
+    """Says on stderr if the model will have lost sight of the title before the poem ends, so that no form can hold."""
+    tune, _ = next(read_poems(start.splitlines(keepends=True)), (None, ""))
+    templates = forms.tunes.get(tune, [])
+    length = sum(templates[0].lengths) if templates else 0
+    if length > window:
+        sees = f"{tune} has {length} characters, of which the model sees {window} at a time"
+        print(f"{sees}: it will lose the form, which --form keeps", file=sys.stderr)
 
 
 def main() -> None:
     args = parse_args()
-    trained, aliases = load(args)
-    start = canonical_title(read_start(args.start), aliases)
-    wanted = args.form or (args.format == "jsonl" and (Path(args.data_root) / "forms.json").is_file())
-    forms = Forms.load(args.data_root) if wanted else None
-    rules = FormRules(forms, trained.vocabulary, args.acrostic, args.rhyme) if args.form else None
+    trained, vocabulary = load(args)
+    start, acrostic, rhyme = (as_in_corpus(x, vocabulary) for x in (read_start(args.start), args.acrostic, args.rhyme))
+    has_forms = args.form or (Path(args.data_root) / "forms.json").is_file()
+    forms = Forms.load(args.data_root) if has_forms else None
+    rules = FormRules(forms, trained.vocabulary, acrostic, rhyme, args.template) if args.form else None
+    if forms and not rules:
+        warn_of_long_tune(start, forms, trained.model.config.max_seq_len)
     Text(trained, start, args.seed, rules=rules)  # an unknown character, or no form for it, is reported before all else
     print(f"{args.ckpt_path}: {trained.model.num_parameters():,} parameters on {trained.model.device}", file=sys.stderr)
     usual = FORM_CONTROLS if args.form else DEFAULT

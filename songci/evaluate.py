@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from songci.cli import ArgumentParser, UserError, atomic_write, check_writable, number, read_text, run
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, check_same_vocabulary, load_vocabulary
-from songci.forms.poems import canonical_title, read_poems
+from songci.forms.poems import read_poems
+from songci.forms.prompt import as_in_corpus
 from songci.forms.scores import Poem, diversity, form_scores, han, mean, novelty
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
@@ -90,7 +91,8 @@ def held_out_poems(text: str, forms: Forms, count: int, seed: int) -> tuple[list
     text: the whole corpus. Raises UserError if there is no such poem.
     """
     cut = int(len(text) * 0.9)
-    held_out = [poem for poem in read_poems(text[cut:].splitlines(keepends=True)) if poem[0] in forms.tunes]
+    shared = {tune for tune, templates in forms.tunes.items() if templates[0].support > 1}
+    held_out = [poem for poem in read_poems(text[cut:].splitlines(keepends=True)) if poem[0] in shared]
     if not held_out:
         raise UserError("no poem of a known tune in the validation split: use --samples 0")
     random.Random(seed).shuffle(held_out)
@@ -202,9 +204,7 @@ def main() -> None:
         forms, text = Forms.load(args.data_root), read_text(Path(args.data_root) / "input.txt")
     print(runs_table(runs))
     for name, trained in models.items():
-        [poem] = samples(
-            trained, canonical_title(start, trained.vocabulary.aliases), 1, args.max_new_tokens, seed=args.seed
-        )
+        [poem] = samples(trained, as_in_corpus(start, trained.vocabulary), 1, args.max_new_tokens, seed=args.seed)
         print(f"\n`{name}`:\n\n```\n{poem.text.strip()}\n```")
     for path in args.out:
         if path.suffix in PICTURES:

@@ -136,11 +136,11 @@ class Text:
         self.start, self.max_new_tokens, self.poem = start, max_new_tokens, poem
         self.vocabulary = trained.vocabulary
         self.prompt: list[int] = trained.vocabulary.encode(start).tolist()
-        self.form = FormWriter(rules, start) if rules else None
         self.new: list[int] = []
         self.context = Context(trained.model.config.max_seq_len, trained.title, self.prompt)
         self.generator = torch.Generator().manual_seed(seed)
         self.numbers: list[float] = []
+        self.form = FormWriter(rules, start, self.uniform) if rules else None
 
     def uniform(self) -> float:
         """Its next random number in [0, 1)."""

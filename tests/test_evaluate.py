@@ -117,7 +117,23 @@ FORMS = Forms({"小令": [Template(((2, "。"), (1, "，"), (2, "。")), 2, "aa"
 )
 def test_form_scores_are_by_their_definition(body, form, precision, recall, f1):
     scores = form_scores([("小令", body)], FORMS)
-    assert [*scores.values()][:4] == pytest.approx([form, precision, recall, f1])
+    names = ["in form", "format precision", "format recall", "format F1"]
+    assert [scores[name] for name in names] == pytest.approx([form, precision, recall, f1])
+
+
+def test_scores_of_templates_stanzas_and_tones_are_by_their_definition():
+    common = Template(((2, "。"), (2, "。")), 3, "aa", breaks=frozenset({0}), tones="平中中仄")
+    rare = Template(((4, "。"),), 1, "-")
+    forms = Forms({"小令": [common, rare]}, {}, {"东": 0.99, "月": 0.01})
+    poems = ["东一。\n二月。", "东一。二东。", "月一。\n二东。", "一二三四。", "一。"]
+    scores = form_scores([("小令", body) for body in poems], forms)
+    assert scores["in form"] == 4 / 5 and scores["in the tune's commonest form"] == 3 / 5
+    assert scores["distance of the forms from the training poems'"] == 0  # three of four, one of four
+    assert scores["as many stanzas as the form"] == 3 / 4
+    assert scores["fixed tones kept"] == 3 / 6
+    assert (scores["no tone wrong"], scores["at most one tone wrong"]) == (1 / 3, 2 / 3)
+    alone = form_scores([("小令", poems[0])] * 3, forms)
+    assert alone["distance of the forms from the training poems'"] == 1 / 4
 
 
 def test_rhyme_scores_are_by_their_definition():

@@ -114,7 +114,7 @@ def test_likelihoods_and_what_a_form_allows_are_exact(tuned_root, tuned_ckpt):
     model, vocabulary, title = trained
     rules, start = FormRules(Forms.load(tuned_root), vocabulary), "+++清平乐\n"
     [sample] = samples(trained, start, 1, 0, seed=3, rules=rules, measure=True)
-    form, context = FormWriter(rules, start), Context(16, title, vocabulary.encode(start).tolist())
+    form, context = FormWriter(rules, start, lambda: 0.5), Context(16, title, vocabulary.encode(start).tolist())
     chosen, free, text = [], [], Text(trained, start, seed_of(3, 0, 0), rules=rules)
     for step in generate(model, [text]):
         log_probs = torch.log_softmax(model(torch.tensor([context.ids]))[0][0, -1], dim=-1)

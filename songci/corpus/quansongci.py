@@ -150,5 +150,5 @@ def defect(tune: str, text: str) -> str | None:
 
 
 def as_text(poems: list[tuple[str, str]]) -> str:
-    """The corpus in the project's form: `+++` and the tune, the poem on one line, an empty line."""
+    """The corpus in the project's form: `+++` and the tune, the poem on a line a stanza, an empty line."""
     return "".join(f"+++{tune}\n{text}\n\n" for tune, text in poems)

@@ -1,68 +1,146 @@
 """What a tune (词牌) demands, as the corpus has it, and whether poems keep it.
 
-  python -m songci.forms --show 清平乐             the tune's templates, as text
+  python -m songci.forms --show 清平乐             the tune's templates (词谱), each with a poem
   python -m songci.forms --check poems.txt         where the poems of a file depart from their tunes
   python -m songci.forms --rhymes                  the rhyme classes, and how well they hold on held-out poems
 
 prepare.py learns the forms from the training split and writes them into DATA_ROOT/forms.json. A poem is a title line
-`+++tune`, perhaps with a （subtitle）, and what follows; half- or full-width marks, with stanza lines or without.
+`+++tune`, perhaps with a subject, and what follows; half- or full-width marks, with stanza lines or without.
 """
 
+import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
 from songci.cli import ArgumentParser, UserError, read_text, run
-from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, load_vocabulary
-from songci.forms.check import agreement, check
-from songci.forms.poems import read_clauses, read_poems, tune_of
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary, load_vocabulary
+from songci.forms.check import Check, agreement, check
+from songci.forms.poems import Clause, pattern, read_clauses, read_poems, tune_of
+from songci.forms.prompt import as_in_corpus
 from songci.forms.templates import Forms, Template
 
-
-def drawn(template: Template) -> str:
-    """The template as text, a sentence a line: □□□□。 with its rhyme letter, （、） where some poem pauses."""
-    text = ""
-    for i, ((length, mark), letter) in enumerate(zip(template.clauses, template.rhyme_of, strict=True)):
-        text += "".join("□" + "（、）" * ((i, n) in template.pauses) for n in range(1, length + 1)) + mark
-        text += f" {letter}".rstrip(" -") + "\n" * (1 + (i in template.breaks)) if mark == "。" else ""
-    return text.rstrip("\n") + "\n"
+# On a terminal these signs are as wide as a letter, a Chinese character or mark as two: with a blank they are aligned
+SIGNS = {"平": "○ ", "仄": "● ", "中": "◎ "}
+LEGEND = "○ level, ● oblique, ◎ either, □ tone not known; letters: clauses that rhyme; 、 where some poem pauses\n"
+DRAWN = 3  # templates that are shown as a whole
 
 
-def show(tune: str, forms: Forms) -> str:
-    """The three commonest templates of a tune, drawn. Raises UserError if none is known."""
+def drawn(template: Template, poem: list[Clause] = ()) -> str:
+    """The template as text, a sentence a line with its rhyme letter, a stanza apart; under each line that of a poem."""
+    signs = iter([SIGNS[tone] for tone in template.tones] or ["□ "] * sum(template.lengths))
+    lines, above, below = [], "", ""
+    for i, (length, mark) in enumerate(template.clauses):
+        for n in range(length):
+            if n and (i, n) in template.pauses:
+                above += "、"
+                below += "、" if poem and n in poem[i].pauses else "　"
+            above += next(signs)
+            below += poem[i].text[n] if poem else ""
+        above, below = above + mark, below + mark
+        if mark == "。":
+            lines += [f"{above} {template.rhyme_of[i]}".rstrip(), *([below] if poem else [])]
+            lines += [""] * (i in template.breaks)
+            above = below = ""
+    return "\n".join(lines) + "\n"
+
+
+def show(tune: str, forms: Forms, poems: list[tuple[str, str]]) -> str:
+    """The templates of a tune, the commonest drawn, each with the first of the poems that has it.
+
+    Raises UserError if none is known.
+    """
     templates = forms.templates(tune)
     total = sum(template.support for template in templates)
-    parts = [f"{tune}: {len(templates)} templates in {total} poems of the training split\n"]
-    for i, template in enumerate(templates[:3], start=1):
-        length = sum(length for length, _ in template.clauses)
-        parts.append(f"template {i}, {template.support} poems, {length} characters:\n{drawn(template)}")
-    if len(templates) > 3:
-        parts.append(f"and {len(templates) - 3} rarer ones\n")
-    return "\n".join(parts)
+    parts = [f"{tune}: {len(templates)} templates in {total} poems of the training split\n{LEGEND}"]
+    examples = {}
+    for name, body in poems:
+        if name == tune:
+            examples.setdefault(pattern(clauses := read_clauses(body)), clauses)
+    for i, template in enumerate(templates[:DRAWN], start=1):
+        poem = examples.get(template.clauses, [])
+        parts.append(f"{described(i, tune, template, forms)}:\n{drawn(template, poem)}")
+    rarer = enumerate(templates[DRAWN:], start=DRAWN + 1)
+    lines = [f"{described(i, tune, template, forms)}: {outline(template)}\n" for i, template in rarer]
+    return "\n".join([*parts, *(["".join(lines)] if lines else [])])
 
 
-def marked(tune: str, body: str, forms: Forms) -> str:
+def described(number: int, tune: str, template: Template, forms: Forms) -> str:
+    """template 1, 307 poems, 46 characters."""
+    poems = "a single poem" if template.support == 1 else f"{template.support} poems"
+    variant = " (a variant: known, not written)" if forms.is_variant(tune, template) else ""
+    return f"template {number}, {poems}, {sum(template.lengths)} characters{variant}"
+
+
+def outline(template: Template) -> str:
+    """The lengths and marks of its clauses, with | between the stanzas: 4。5。7。6。|6。6。6，6。"""
+    clauses = enumerate(template.clauses)
+    return "".join(f"{length}{mark}" + "|" * (i in template.breaks) for i, (length, mark) in clauses)
+
+
+def stanzas(template: Template) -> list[int]:
+    """The number of clauses in each stanza."""
+    ends = [*sorted(i + 1 for i in template.breaks), len(template.clauses)]
+    return [end - start for start, end in zip([0, *ends], ends, strict=False)]
+
+
+def as_json(templates: list[Template]) -> str:
+    """For programs: a list with the clauses, tones, rhymes and stanzas of each template, and its number of poems."""
+    content = [
+        {
+            "clauses": template.clauses,
+            "tones": template.tones,
+            "rhyme": template.scheme,
+            "stanzas": stanzas(template),
+            "support": template.support,
+        }
+        for template in templates
+    ]
+    return json.dumps(content, ensure_ascii=False) + "\n"
+
+
+def marked(tune: str, body: str, forms: Forms, vocabulary: Vocabulary) -> str:
     """A poem, a sentence a line with its rhyme; where it departs from its tune, 〔the clause〕 and what was due."""
     result = check(tune, body, forms)
     if result.template is None:
         return f"+++{tune}\n  no form is known of this tune\n"
     fits = {place: (letter, ok) for letter, group in result.rhymes.items() for place, _, ok in group}
-    lines, line, wrong = [], "", sum(not ok for _, ok in fits.values())
+    lines, line, faults = [], "", []
     clauses = read_clauses(body)
     for place, clause in enumerate(clauses):
         departs = result.departure is not None and result.departure[0] == place
         line += f"〔{clause.text}{clause.mark}〕" if departs else clause.text + clause.mark
         if departs:
-            line += f"  <- {result.departure[1]} where the form has {result.departure[2]}  "
+            faults.append(f"{result.departure[1]} where the form has {result.departure[2]}")
+        for _, n, due in (fault for fault in result.wrong if fault[0] == place):
+            faults.append(f"{clause.text[n]} where {due} is due")
+        letter, ok = fits.get(place, ("", True))
+        if not ok:
+            char = clause.text[-1]
+            faults.append(f"{char} " + ("does not rhyme" if char in vocabulary.chars else "is not in the corpus"))
         if clause.mark != "，" or place == len(clauses) - 1:
-            letter, ok = fits.get(place, ("", True))
-            lines.append(f"  {line}  {letter}" + ("" if ok else f"  <- {clause.text[-1]} does not rhyme"))
-            line = ""
+            lines.append(f"  {line}  {letter}".rstrip() + (f"  <- {'; '.join(faults)}" if faults else ""))
+            line, faults = "", []
+        if result.form and place in result.template.breaks:
+            lines.append("")
     if result.departure and result.departure[0] == len(clauses):
         lines.append(f"  〔〕  <- the end where the form has {result.departure[2]}")
-    verdict = "in form" if result.form else "out of form"
-    rhymes = f"{wrong} character{'s' * (wrong > 1)} out of rhyme" if wrong else "every rhyme in its class"
-    head = f"+++{tune}  {verdict}, {rhymes}; template of {result.template.support} poems, {result.template.scheme}"
-    return "\n".join([head, *lines, ""])
+    return "\n".join([f"+++{tune}  {verdict(result)}", *lines, ""])
+
+
+def verdict(result: Check) -> str:
+    """What is found of a poem, in a line."""
+
+    def faults(number: int, of: str) -> str:
+        return f"{number} character{'s' * (number > 1)} out of {of}"
+
+    found = ["in form" if result.form else "out of form"]
+    found += ["punctuated otherwise"] * result.punctuated
+    wrong = sum(not fits for group in result.rhymes.values() for _, _, fits in group)
+    found.append(faults(wrong, "rhyme") if wrong else "every rhyme in its class")
+    if result.tones:
+        found.append(faults(len(result.wrong), "tone") if result.wrong else "every tone kept")
+    template = result.template
+    return f"{', '.join(found)}; template {result.number} of {template.support} poems, {template.scheme}"
 
 
 def rhymes_report(forms: Forms, text: str) -> str:
@@ -100,22 +178,34 @@ def parse_args(args=None):
     group.add_argument(
         "--rhymes", action="store_true", help="show how well rhymes agree on held-out poems, and the classes"
     )
-    return parser.parse_args(args)
+    parser.add_argument("--format", default="text", choices=["text", "json"], help="json: of --show, for programs")
+    args = parser.parse_args(args)
+    if args.format == "json" and args.show is None:
+        parser.error("--format json is of --show alone")
+    return args
 
 
 def main() -> None:
     args = parse_args()
     forms = Forms.load(args.data_root)
+    vocabulary = load_vocabulary(args.data_root)  # says if the text is another one now
+    text = Path(args.data_root) / "input.txt"
     if args.show is not None:
-        print(show(tune_of(args.show), forms), end="")
+        tune = tune_of(as_in_corpus(f"+++{tune_of(args.show)}", vocabulary))
+        if args.format == "json":
+            print(as_json(forms.templates(tune)), end="")
+            return
+        training = read_text(text) if text.is_file() else ""
+        training = training[: int(0.9 * len(training))]
+        print(show(tune, forms, list(read_poems(training.splitlines(keepends=True)))), end="")
     elif args.rhymes:
-        load_vocabulary(args.data_root)  # says if the text is another one now
-        print(rhymes_report(forms, read_text(Path(args.data_root) / "input.txt")))
+        print(rhymes_report(forms, read_text(text)))
     else:
-        poems = list(read_poems(read_text(Path(args.check)).splitlines(keepends=True)))
+        content = as_in_corpus(read_text(Path(args.check)), vocabulary)
+        poems = list(read_poems(content.splitlines(keepends=True)))
         if not poems:
             raise UserError(f"no poem in {args.check}: a poem begins with a title line such as +++清平乐")
-        print("\n".join(marked(tune, body, forms) for tune, body in poems), end="")
+        print("\n".join(marked(tune, body, forms, vocabulary) for tune, body in poems), end="")
 
 
 if __name__ == "__main__":

@@ -1,31 +1,39 @@
-"""Whether a poem keeps its tune: the first clause that departs from its best template, and which rhymes fit."""
+"""Whether a poem keeps its tune: the first clause that departs from its best template, its rhymes and its tones."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from songci.forms.poems import Clause, pattern, read_clauses
 from songci.forms.templates import Forms, Template
+from songci.forms.tones import contrary, kept, tone_of
 
 
 @dataclass(frozen=True)
 class Check:
     """How a poem keeps its tune.
 
-    template: the best one, None if none is known of the tune; departure: (place of the first clause that departs from
-    it, what stands there, what should), None if the poem is in form; rhymes: {letter: [(place of the clause, its last
-    character, whether it is in the group's class)]}; the group's class is the commonest in it.
+    template: the best one, None if none is known of the tune; number: its number in the tune, from 1.
+    departure: (place of the first clause that departs from it, what stands there, what should), None if the poem is in
+    form; punctuated: whether it is in form but for 。 where the template has ，, or the other way round.
+    rhymes: {letter: [(place of the clause, its last character, whether it is in the group's class)]}; the group's class
+    is the commonest in it. tones: for each fixed place whether it is kept, as from kept(); wrong: (place of the clause,
+    place in it, the tone due) where not.
     """
 
     tune: str
-    template: Template | None
-    departure: tuple[int, str, str] | None
-    rhymes: dict[str, list[tuple[int, str, bool]]]
+    template: Template | None = None
+    number: int | None = None
+    departure: tuple[int, str, str] | None = None
+    punctuated: bool = False
+    rhymes: dict[str, list[tuple[int, str, bool]]] = field(default_factory=dict)
+    tones: list[bool] = field(default_factory=list)
+    wrong: list[tuple[int, int, str]] = field(default_factory=list)
 
     @property
     def form(self) -> bool:
-        """In form: in all clauses that of a template."""
+        """In form: all clauses have the lengths of a template's."""
         return self.template is not None and self.departure is None
 
     @property
@@ -33,38 +41,58 @@ class Check:
         """In form, and every group in one class."""
         return self.form and all(fits for group in self.rhymes.values() for _, _, fits in group)
 
+    @property
+    def tone(self) -> float | None:
+        """The share of the fixed places that a poem in form keeps; None if there are none."""
+        return sum(self.tones) / len(self.tones) if self.form and self.tones else None
+
 
 def check(tune: str, body: str, forms: Forms) -> Check:
-    """Compares a poem with the templates of its tune, of which the best shares the most leading clauses with it."""
+    """Compares a poem with the templates of its tune, of which the best shares the most leading clauses with it.
+
+    Editions punctuate differently: where the lengths are those of several templates, that with the poem's marks is
+    taken, or else the best supported.
+    """
     clauses = read_clauses(body)
     found = pattern(clauses)
     templates = forms.tunes.get(tune, [])
     if not templates:
-        return Check(tune, None, None, {})
+        return Check(tune)
+    lengths = tuple(length if mark else None for length, mark in found)  # a clause without a mark is not at its end
 
     def shared(template: Template) -> int:
-        pairs = zip(found, template.clauses, strict=False)
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(found), len(template.clauses)))
+        pairs = zip(lengths, template.lengths, strict=False)
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(lengths), len(template.lengths)))
 
     def rank(template: Template) -> tuple:
-        return template.clauses == found, shared(template), template.support
+        return template.clauses == found, template.lengths == lengths, shared(template), template.support
 
     best = max(templates, key=rank)
-    departure = None
-    if best.clauses != found:
+    departure, in_form = None, best.lengths == lengths
+    if not in_form:
         place = shared(best)
-        have, want = (
-            f"{form[place][0]}{form[place][1]}" if place < len(form) else "the end" for form in (found, best.clauses)
-        )
+        have, want = ("{}{}".format(*form[place]) if place < len(form) else "the end" for form in (found, best.clauses))
         departure = (place, have, want)
-    return Check(tune, best, departure, _rhymes(clauses, best, forms.classes))
+    rhymes = _rhymes(clauses, best, forms.classes)
+    text = "".join(clause.text for clause in clauses)
+    tones = kept(text, best.tones, forms.level) if in_form else []
+    wrong = _wrong_tones(clauses, best, forms.level) if in_form else []
+    number = templates.index(best) + 1
+    return Check(tune, best, number, departure, in_form and best.clauses != found, rhymes, tones, wrong)
+
+
+def _wrong_tones(clauses: list[Clause], template: Template, level: dict[str, float]) -> list[tuple[int, int, str]]:
+    """The places of a poem in form that are out of tone, as in Check.wrong."""
+    places = [(i, n, char) for i, clause in enumerate(clauses) for n, char in enumerate(clause.text)]
+    pairs = zip(places, template.tones, strict=False)
+    return [(i, n, due) for (i, n, char), due in pairs if contrary(tone_of(char, level), due)]
 
 
 def _rhymes(clauses: list[Clause], template: Template, classes: dict[str, int]) -> dict[str, list]:
     """The groups of a poem's rhymes, as in Check.rhymes, as far as the poem has the template's clauses."""
     groups = defaultdict(list)
     for place, (clause, letter) in enumerate(zip(clauses, template.rhyme_of, strict=False)):
-        if letter not in ("", "-"):
+        if letter:
             groups[letter].append((place, clause.text[-1]))
     rhymes = {}
     for letter, members in groups.items():

@@ -1,4 +1,4 @@
-"""Learns the forms of tunes from a corpus: the patterns of each tune, rhyme classes, and which clauses rhyme."""
+"""Learns the forms of tunes from a corpus: the patterns of each tune, tones, rhyme classes, which clauses rhyme."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from songci.forms.poems import pattern, read_clauses
 from songci.forms.templates import Forms, Template
+from songci.forms.tones import contrary, learn_tones, tone_of
 
 MIN_SUPPORT = 2  # poems that share a pattern before it counts as a form: a single one may be a scribe's error
 MAX_ENDINGS = 1000  # poems of a template whose rhymes are looked at: plenty, and memory stays bounded
@@ -28,6 +29,7 @@ def learn(poems: Iterable[tuple[str, str]]) -> Forms:
     """The forms of a corpus, from its (tune, text) pairs; no forms if it has none."""
     seen: dict[tuple, _Seen] = defaultdict(_Seen)
     neighbours: Counter = Counter()
+    plain = []
     for tune, body in poems:
         clauses = read_clauses(body)
         if not clauses or not clauses[-1].mark:
@@ -40,14 +42,19 @@ def learn(poems: Iterable[tuple[str, str]]) -> Forms:
         neighbours.update(pairwise(ending))
         if entry.support <= MAX_ENDINGS:
             entry.endings.append(ending)
-    classes = rhyme_classes(neighbours)
+        plain.append((tune, "".join(clause.text for clause in clauses)))
+    level, tones = learn_tones(plain)
+    classes = rhyme_classes(neighbours, level)
+    shared = {tune for (tune, _), entry in seen.items() if entry.support >= MIN_SUPPORT}
     tunes = defaultdict(list)
     for (tune, clauses), entry in sorted(seen.items(), key=lambda item: -item[1].support):
-        if entry.support >= MIN_SUPPORT:
+        if entry.support >= MIN_SUPPORT or tune not in shared:  # of a tune without a shared form, all that there is
             breaks = frozenset(i for i, count in entry.breaks.items() if count > entry.support / 2)
             scheme, repeats = rhyme_scheme(entry.endings, classes), refrains(clauses, entry.endings)
-            tunes[tune].append(Template(clauses, entry.support, scheme, frozenset(entry.pauses), breaks, repeats))
-    return Forms(dict(tunes), classes)
+            places = frozenset(entry.pauses), breaks, repeats
+            of_form = tones.get((tune, sum(length for length, _ in clauses)), "")
+            tunes[tune].append(Template(clauses, entry.support, scheme, *places, of_form))
+    return Forms(dict(tunes), classes, level)
 
 
 def refrains(clauses: tuple[tuple[int, str], ...], endings: list[str]) -> frozenset[int]:
@@ -57,18 +64,19 @@ def refrains(clauses: tuple[tuple[int, str], ...], endings: list[str]) -> frozen
     return frozenset(place for place, share in zip(places, shares, strict=True) if share >= REFRAIN)
 
 
-def rhyme_classes(neighbours: Counter) -> dict[str, int]:
+def rhyme_classes(neighbours: Counter, level: dict[str, float]) -> dict[str, int]:
     """Classes of characters that rhyme, from how often two of them end neighbouring 。-clauses: {(a, b): times}.
 
-    The communities of the graph of these pairs (Louvain: Blondel et al. 2008), since most neighbours rhyme; the
-    largest class is number 0, and in a class the characters that rhyme most come first.
+    The communities of the graph of these pairs (Louvain: Blondel et al. 2008), since most neighbours rhyme; pairs of
+    different tones, by the characters' P(level), do not. The largest class is number 0, and in a class the characters
+    that rhyme most come first.
     """
     from networkx import Graph  # here, for it takes a while to import and sampling does not need it
     from networkx.algorithms.community import louvain_communities
 
     graph = Graph()
     for (a, b), times in sorted(neighbours.items()):
-        if a != b:
+        if a != b and not contrary(tone_of(a, level), tone_of(b, level)):
             before = graph.get_edge_data(a, b, {"weight": 0})["weight"]
             graph.add_edge(a, b, weight=before + times)
     if not graph:

@@ -1,12 +1,14 @@
 """Reads poems: title lines, and the clauses of a text with the marks that end them."""
 
 import re
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import accumulate
 
-MARKS = {**dict.fromkeys("。！？!?.", "。"), **dict.fromkeys("，；：,;:", "，"), **dict.fromkeys("、", "、")}
+MARKS = {**dict.fromkeys("。！？!?.．｡", "。"), **dict.fromkeys("，；：,;:", "，"), **dict.fromkeys("、､", "、")}
+TITLE = re.compile(r"[+＋]{3}(.*)")
+SUBJECT = re.compile(r"[·・•/|\s（(\[［【〔〖{｛<《〈「『]")  # what ends a tune's name and begins a poem's subject
+BRACKETS = "".join(SUBJECT.pattern[1:-1].split(r"\s")) + ")）]］】〕〗}｝>》〉」』 \t\u3000"
 
 
 def is_character(char: str) -> bool:
@@ -55,28 +57,24 @@ def pattern(clauses: list[Clause]) -> tuple[tuple[int, str], ...]:
     return tuple((len(clause.text), clause.mark) for clause in clauses)
 
 
+def split_title(line: str) -> tuple[str, str]:
+    """The tune and the subject of a title line, with or without +++: "+++念奴娇·赤壁怀古" → ("念奴娇", "赤壁怀古")."""
+    match = TITLE.match(line.strip())
+    title = (match[1] if match else line).strip()
+    tune = SUBJECT.split(title, maxsplit=1)[0]
+    return tune, title[len(tune) :].strip(BRACKETS)
+
+
 def tune_of(title: str) -> str:
-    """The tune in a title line, with or without +++: "+++清平乐（春）" → "清平乐"."""
-    return re.split(r"[（(]", title.strip().removeprefix("+++"), maxsplit=1)[0].strip()
-
-
-def canonical_title(start: str, aliases: dict[str, str]) -> str:
-    """Replaces another name of a tune in a title line by the one that the corpus uses, and says so on stderr.
-
-    aliases: {other name: the corpus's}.
-    """
-    match = re.match(r"\+\+\+([^\n（(]+)", start)
-    if match is None or match[1] not in aliases:
-        return start
-    print(f"{match[1]} is another name of {aliases[match[1]]}, which the corpus uses", file=sys.stderr)
-    return f"+++{aliases[match[1]]}{start[match.end() :]}"
+    """The tune in a title line: "+++清平乐（春）" → "清平乐"."""
+    return split_title(title)[0]
 
 
 def read_poems(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
     """(tune, text) of each poem in the lines of a corpus; what stands before the first title is left out."""
     tune, body = None, []
     for line in lines:
-        if line.startswith("+++"):
+        if TITLE.match(line):
             if tune:
                 yield tune, "".join(body)
             tune, body = tune_of(line), []

@@ -40,16 +40,44 @@ def form_scores(poems: list[Poem], forms: Forms) -> dict[str, float]:
     of its template's clauses, which lowers the recall.
     """
     checks = [check(tune, body, forms) for tune, body in poems]
+    toned = [result for result in checks if result.tone is not None]
     matches = [format_match(body, result) for (_, body), result in zip(poems, checks, strict=True)]
     rhymes = [same for result in checks for same in rhyme_pairs(result, forms)]
     return {
         "in form": mean(result.form for result in checks),
+        "in the tune's commonest form": mean(result.form and result.number == 1 for result in checks),
+        "distance of the forms from the training poems'": distance(checks, forms),
+        "as many stanzas as the form": mean(
+            len(body.strip().splitlines()) == 1 + len(result.template.breaks)
+            for (_, body), result in zip(poems, checks, strict=True)
+            if result.form
+        ),
         "format precision": mean(p for p, _ in matches),
         "format recall": mean(r for _, r in matches),
         "format F1": mean(2 * p * r / (p + r) if p + r else 0.0 for p, r in matches),
         "rhyming pairs": mean(rhymes),
         "in form and rhyme": mean(result.rhyme for result in checks),
+        "fixed tones kept": mean(kept for result in toned for kept in result.tones),
+        "no tone wrong": mean(not result.wrong for result in toned),
+        "at most one tone wrong": mean(len(result.wrong) <= 1 for result in toned),
     }
+
+
+def distance(checks: list[Check], forms: Forms) -> float:
+    """The total variation between the templates of poems in form and those of the training poems of the same tunes.
+
+    0: each tune's templates in the same shares; 1: none in common. Few poems of many tunes are some way from 0 even
+    if drawn from the same shares: compare it with that of people's poems.
+    """
+    found = Counter((result.tune, result.number) for result in checks if result.form)
+    tunes = Counter()
+    for (tune, _), count in found.items():
+        tunes[tune] += count
+    due = {}
+    for tune, count in tunes.items():
+        total = sum(template.support for template in forms.tunes[tune])
+        due |= {(tune, i): count * t.support / total for i, t in enumerate(forms.tunes[tune], start=1)}
+    return sum(abs(found[key] - due[key]) for key in due) / 2 / max(1, found.total())
 
 
 def format_match(body: str, result: Check) -> tuple[float, float]:

@@ -1,14 +1,30 @@
-"""What the tunes (词牌) demand: their templates and the rhyme classes, and the file forms.json that keeps them."""
+"""What the tunes (词牌) demand: their templates, rhyme classes and tones, and the file forms.json that keeps them."""
 
 import difflib
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from songci.cli import UserError, atomic_write
+from songci.forms.tones import EITHER, LEVEL, OBLIQUE
+
+MIN_SHARE = 0.005  # of a tune's poems must stand in a template for it to be written; see docs/results.md
+FITS = 0.03  # P(tone | character) from which on a character may stand in that tone's place: many have two readings
+
+
+class Slot(NamedTuple):
+    """A place of a template: for a character (mark "") or for the mark or line end that comes there."""
+
+    clause: int
+    mark: str
+    tone: str = EITHER  # 平, 仄, or 中 for either
+    rhyme: str = ""  # the letter of its group of rhymes
+    begins: bool = False  # a sentence
+    pause: bool = False  # 、 may come before it
 
 
 @dataclass(frozen=True)
@@ -17,8 +33,9 @@ class Template:
 
     clauses: (number of characters, "。" or "，") of each; support: poems that have it.
     scheme: a letter for each clause that ends with 。, the same for those that rhyme, "-" for one without a rhyme.
-    pauses: (clause, characters before it) where some poem has 、; breaks: clauses after which most begin a new line.
+    pauses: (clause, characters before it) where some poem has 、; breaks: clauses after which a stanza ends.
     repeats: clauses with 。 whose last character is an earlier one's in a good part of the poems, as in a refrain.
+    tones: 平, 仄 or 中 for each character; "" if they are not known.
     """
 
     clauses: tuple[tuple[int, str], ...]
@@ -27,20 +44,55 @@ class Template:
     pauses: frozenset[tuple[int, int]] = frozenset()
     breaks: frozenset[int] = frozenset()
     repeats: frozenset[int] = frozenset()
+    tones: str = ""
+
+    @cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """The number of characters of each clause."""
+        return tuple(length for length, _ in self.clauses)
 
     @cached_property
     def rhyme_of(self) -> list[str]:
-        """The letter of each clause; "" for one that ends with ，."""
-        letters = iter(self.scheme)
-        return [next(letters) if mark == "。" else "" for _, mark in self.clauses]
+        """The letter of each clause; "" for one that ends with ，, or without a rhyme."""
+        letters = iter(self.scheme.replace("-", " "))
+        return [next(letters).strip() if mark == "。" else "" for _, mark in self.clauses]
+
+    @cached_property
+    def slots(self) -> list[Slot]:
+        """All its places, in order."""
+        slots, tones = [], iter(self.tones or EITHER * sum(self.lengths))
+        begins = True
+        for i, (length, mark) in enumerate(self.clauses):
+            for n in range(length):
+                rhyme = self.rhyme_of[i] if n == length - 1 else ""
+                slots.append(Slot(i, "", next(tones), rhyme, begins and n == 0, (i, n) in self.pauses))
+            slots += [Slot(i, mark)] + [Slot(i, "\n")] * (i in self.breaks)
+            begins = mark == "。"
+        return slots
+
+    def rhyme_tone(self, letter: str) -> str:
+        """The tone in which a group of rhymes stands; 中 if that is not known."""
+        tones = Counter(slot.tone for slot in self.slots if slot.rhyme == letter)
+        del tones[EITHER]
+        return tones.most_common(1)[0][0] if tones else EITHER
+
+    @property
+    def longest_group(self) -> str:
+        """The letter of the longest group of rhymes, the first of equals; "" if nothing rhymes."""
+        return next((letter for letter, _ in Counter(self.scheme.replace("-", "")).most_common(1)), "")
 
 
 @dataclass(frozen=True)
 class Forms:
-    """The templates of each tune, commonest first, and the rhyme class of each character that was seen to rhyme."""
+    """What is known of a corpus's tunes.
+
+    tunes: the templates of each, commonest first; classes: the rhyme class of each character that was seen to rhyme;
+    level: P(level tone) of each character, empty if the corpus is too small to tell.
+    """
 
     tunes: dict[str, list[Template]] = field(default_factory=dict)
     classes: dict[str, int] = field(default_factory=dict)
+    level: dict[str, float] = field(default_factory=dict)
 
     def templates(self, tune: str) -> list[Template]:
         """Raises UserError if no form of the tune is known, with the names that were perhaps meant."""
@@ -50,6 +102,24 @@ class Forms:
             raise UserError(f"no form is known of the tune {tune!r}{hint}")
         return self.tunes[tune]
 
+    def is_variant(self, tune: str, template: Template) -> bool:
+        """Whether so few poems have it that it is known, but not written: it may be a misprint."""
+        return template.support < MIN_SHARE * sum(other.support for other in self.tunes[tune])
+
+    def fits(self, char: str, tone: str) -> bool:
+        """Whether the character, as one of its readings, has the tone."""
+        p = self.level.get(char, 0.5)
+        return (tone != LEVEL or p >= FITS) and (tone != OBLIQUE or 1 - p >= FITS)
+
+    @cached_property
+    def class_tones(self) -> list[str]:
+        """The tone of each rhyme class."""
+        levels = defaultdict(list)
+        for char, number in self.classes.items():
+            levels[number].append(self.level.get(char, 0.5))
+        means = [sum(levels[number]) / len(levels[number]) for number in range(len(levels))]
+        return [EITHER if not self.level else LEVEL if mean > 0.5 else OBLIQUE for mean in means]
+
     def save(self, path: Path) -> None:
         """Writes forms.json."""
         by_class = defaultdict(list)
@@ -58,6 +128,7 @@ class Forms:
         content = {
             "tunes": {tune: [_to_json(t) for t in templates] for tune, templates in self.tunes.items()},
             "rhyme_classes": ["".join(by_class[number]) for number in sorted(by_class)],
+            "level": {char: round(p, 4) for char, p in self.level.items()},
         }
         with atomic_write(path, "w") as file:
             json.dump(content, file, ensure_ascii=False, indent=1)
@@ -72,10 +143,11 @@ class Forms:
             content = json.loads(path.read_text(encoding="utf-8"))
             tunes = {tune: [_from_json(**fields) for fields in found] for tune, found in content["tunes"].items()}
             classes = {char: i for i, chars in enumerate(content["rhyme_classes"]) for char in chars}
+            level = {char: float(p) for char, p in content["level"].items()}
         except (ValueError, LookupError, TypeError, AttributeError) as error:
-            message = f"{path} is damaged ({type(error).__name__}): run prepare.py --data_root {data_root}"
-            raise UserError(message) from None
-        return cls(tunes, classes)
+            problem = f"{path} is damaged or of an earlier version ({type(error).__name__})"
+            raise UserError(f"{problem}: run prepare.py --data_root {data_root}") from None
+        return cls(tunes, classes, level)
 
 
 def _to_json(template: Template) -> dict:
@@ -84,15 +156,17 @@ def _to_json(template: Template) -> dict:
         "form": "".join(f"{length}{mark}" for length, mark in template.clauses),
         "support": template.support,
         "scheme": template.scheme,
+        "tones": template.tones,
         "pauses": sorted(template.pauses),
         "breaks": sorted(template.breaks),
         "repeats": sorted(template.repeats),
     }
 
 
-def _from_json(form: str, support: int, scheme: str, pauses: list, breaks: list, repeats: list) -> Template:
+def _from_json(form: str, support: int, scheme: str, tones: str, pauses: list, breaks: list, repeats: list) -> Template:
     """The inverse of _to_json(). Raises ValueError or TypeError for what that never writes."""
     clauses = tuple((int(length), mark) for length, mark in re.findall(r"(\d+)([。，])", form))
-    if not clauses or len(scheme) != form.count("。"):
+    if not clauses or len(scheme) != form.count("。") or len(tones) not in (0, sum(n for n, _ in clauses)):
         raise ValueError("not a template")
-    return Template(clauses, support, scheme, frozenset(map(tuple, pauses)), frozenset(breaks), frozenset(repeats))
+    places = frozenset(map(tuple, pauses)), frozenset(breaks), frozenset(repeats)
+    return Template(clauses, support, scheme, *places, tones)

@@ -1,12 +1,13 @@
-"""Holds sampling to the forms of tunes: at each step, the tokens with which a poem can still keep one of them.
+"""Holds sampling to the forms of tunes: each poem has one template, and at each step the tokens that go on with it.
 
-What has been written leaves some templates of the tune possible, each with the rhyme classes that its groups have by
-now; the model chooses among the characters and marks that one of these allows. A template that a choice rules out is
-dropped, and what is allowed always leaves one: a poem never comes to a dead end.
+The template is drawn as poets chose: by the number of poems that have it, among those that fit what is given. From then
+on it is a list of places, and the model chooses among what the next one allows: the mark that is due, or the characters
+of its tone, and in a rhyming place of its group's rhyme class. Some token is always allowed, so no poem comes to a dead
+end.
 """
 
-from collections import Counter
-from functools import cached_property
+from collections.abc import Callable
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -14,249 +15,271 @@ from torch import Tensor
 
 from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
-from songci.forms.poems import MARKS, is_character, tune_of
+from songci.forms.poems import MARKS, is_character, split_title
 from songci.forms.templates import Forms, Template
+from songci.forms.tones import EITHER, contrary
 
-ANY, RHYMING = "any character", "any with a rhyme class"  # kinds of tokens, beside characters and rhyme classes
+TONES = {"平": "level", "仄": "oblique"}
 
 
 class FormRules:
-    """What the poems of a run have in common: the forms, what --acrostic and --rhyme ask, and the masks of tokens.
+    """What the poems of a run have in common: the forms, what the user asks for, and the masks of tokens.
 
     acrostic: the characters that begin the sentences to be written, in order.
     rhyme: a character that the poem's longest group of rhymes is to rhyme with.
+    template: the number of the template to be taken, from 1, the commonest; 0: any.
     Raises UserError if one of these cannot be kept, or if the forms do not belong to the vocabulary.
     """
 
-    def __init__(self, forms: Forms, vocabulary: Vocabulary, acrostic: str = "", rhyme: str = ""):
-        self.forms, self.vocabulary, self.acrostic = forms, vocabulary, acrostic
+    def __init__(self, forms: Forms, vocabulary: Vocabulary, acrostic: str = "", rhyme: str = "", template: int = 0):
+        self.forms, self.vocabulary = forms, vocabulary
+        self.acrostic, self.rhyme, self.template = acrostic, rhyme, template
+        chars = vocabulary.chars
         # (V,) what each token is
-        self._codes = np.array([ord(char) for char in vocabulary.chars])  # numpy takes the string "\0" for an empty one
-        self._marks = np.array([MARKS.get(char, "") for char in vocabulary.chars])
-        self._classes = np.array([forms.classes.get(char, -1) for char in vocabulary.chars])
-        self._countable = np.array([char.isalnum() for char in vocabulary.chars])
-        self._masks: dict[frozenset, Tensor] = {}
+        self._codes = np.array([ord(char) for char in chars])  # numpy takes the string "\0" for an empty one
+        self._marks = np.array([MARKS.get(char, "") for char in chars])
+        self._classes = np.array([forms.classes.get(char, -1) for char in chars])
+        countable = np.array([char.isalnum() for char in chars])
+        self._toned = {tone: countable & [forms.fits(char, tone) for char in chars] for tone in "平仄中"}
+        self.mask, self.rhyming = cache(self.mask), cache(self.rhyming)
         vocabulary.encode(acrostic)
         if not all(map(is_character, acrostic)):
             raise UserError(f"--acrostic {acrostic!r}: only characters can begin a sentence, no marks and no spaces")
-        if not forms.tunes or not {*"+\n", *forms.classes, *"".join(forms.tunes)} <= set(vocabulary.chars):
+        if not forms.tunes or not {*"+\n", *forms.classes, *"".join(forms.tunes)} <= set(chars):
             raise UserError(
                 "--form: forms.json has no form, or is of another corpus: run prepare.py on one with +++titles"
             )
         if len(rhyme) > 1 or (rhyme and rhyme not in forms.classes):
             raise UserError(f"--rhyme {rhyme!r}: give one character that the poems of the corpus rhyme with")
-        self.rhyme_class = forms.classes[rhyme] if rhyme else None
 
-    def exactly(self, chars: frozenset[str]) -> Tensor:
+    def exactly(self, chars: str) -> Tensor:
         """(V,) True for the tokens of these very characters, not for marks that count as the same."""
         return torch.from_numpy(np.isin(self._codes, list(map(ord, chars))))
 
-    def mask(self, kinds: frozenset) -> Tensor:
-        """(V,) True for the tokens of these kinds: ANY, RHYMING, the number of a rhyme class, a character or a mark."""
-        if kinds not in self._masks:
-            wanted = [kind for kind in kinds if isinstance(kind, str) and kind not in (ANY, RHYMING)]
-            allowed = np.isin(self._codes, list(map(ord, wanted))) | np.isin(self._marks, wanted)
-            allowed |= np.isin(self._classes, [kind for kind in kinds if isinstance(kind, int)])
-            if ANY in kinds:
-                allowed |= self._countable
-            if RHYMING in kinds:
-                allowed |= self._classes >= 0
-            self._masks[kinds] = torch.from_numpy(allowed)
-        return self._masks[kinds]
+    def mask(self, mark: str, tone: str = EITHER) -> Tensor:
+        """(V,) True for the tokens of a mark, or for characters of a tone if that is ""."""
+        if mark:
+            return torch.from_numpy((self._marks == mark) | (self._codes == ord(mark)))
+        return torch.from_numpy(self._toned[tone])
 
-    def possible(self, template: Template, groups: dict[str, int], sentences: int) -> dict[str, int] | None:
-        """{letter: rhyme class} of the template's groups once --acrostic and --rhyme are kept; None if they cannot be.
+    def rhyming(self, number: int | None, group_tone: str, tone: str) -> Tensor:
+        """(V,) True for the characters of a rhyme class, or of any class of the group's tone, that have the tone.
 
-        groups: those that are settled so far; sentences: how many have been begun.
+        If none has, the tone gives way.
         """
-        groups = dict(groups)
-        if self.rhyme_class is not None:
-            letters = Counter(template.scheme.replace("-", "")).most_common(1)  # the longest group, the first of equals
-            if not letters or groups.setdefault(letters[0][0], self.rhyme_class) != self.rhyme_class:
+        own = [i for i, of_class in enumerate(self.forms.class_tones) if not contrary(of_class, group_tone)]
+        in_class = np.isin(self._classes, own if number is None else [number])
+        in_class = in_class if in_class.any() else self._classes >= 0
+        toned = in_class & self._toned[tone]
+        return torch.from_numpy(toned if toned.any() else in_class)
+
+    def settled(self, draft: "Draft") -> dict[str, int] | None:
+        """{letter: rhyme class} of the draft's groups once --acrostic and --rhyme are kept; None if they cannot be."""
+        groups, template = dict(draft.groups), draft.template
+        if self.rhyme:
+            letter, number = template.longest_group, self.forms.classes[self.rhyme]
+            if not letter or groups.setdefault(letter, number) != number:
                 return None
-        starts = [i for i in range(len(template.clauses)) if i == 0 or template.clauses[i - 1][1] == "。"]
-        if len(starts) - sentences < len(self.acrostic):
+            if contrary(template.rhyme_tone(letter), self.forms.class_tones[number]):
+                return None
+        begins = draft.begins()
+        if len(begins) < len(self.acrostic):
             return None
-        for char, i in zip(self.acrostic, starts[sentences:], strict=False):
-            letter = template.rhyme_of[i].strip("-")
-            if letter and template.clauses[i][0] == 1:  # begins the sentence, and is its rhyme
-                own = self.forms.classes.get(char)
-                if own is None or groups.setdefault(letter, own) != own:
-                    return None
+        for char, i in zip(self.acrostic, begins, strict=False):
+            letter, own = template.slots[i].rhyme, self.forms.classes.get(char)
+            if letter and (own is None or groups.setdefault(letter, own) != own):  # a sentence of one character
+                return None
         return groups
 
     @cached_property
     def titles(self) -> list[str]:
-        """The title lines of the tunes of which some template is possible."""
-        return [
-            f"+++{tune}\n"
-            for tune, templates in self.forms.tunes.items()
-            if any(self.possible(template, {}, 0) is not None for template in templates)
-        ]
+        """The title lines of the tunes of which some template can be had."""
+        return [f"+++{tune}\n" for tune in self.forms.tunes if self.drafts(tune, "")]
+
+    def drafts(self, tune: str, body: str) -> list["Draft"]:
+        """The beginning of a poem in each of the tune's templates that fit it and what is asked for."""
+        templates = self.forms.templates(tune)
+        chosen = templates[self.template - 1 : self.template] if self.template else templates
+        drafts = [Draft(self, template) for template in chosen]
+        drafts = [draft for draft in drafts if all(map(draft.take, body))]
+        for draft in drafts:
+            draft.settled = self.settled(draft)
+        drafts = [draft for draft in drafts if draft.settled is not None]
+        # What is rare or punctuated otherwise is taken if nothing else fits
+        drafts = [draft for draft in drafts if draft.same_marks] or drafts
+        return [draft for draft in drafts if not self.forms.is_variant(tune, draft.template)] or drafts
+
+
+class Draft:
+    """The beginning of a poem in one template.
+
+    at: the number of slots filled; groups: the classes of its rhymes so far, by letter; rhymed: the rhyme characters;
+    same_marks: whether all its marks are those of the template, not 。 for ， or the other way round.
+    """
+
+    def __init__(self, rules: FormRules, template: Template):
+        self.rules, self.template = rules, template
+        self.at, self.groups, self.rhymed = 0, {}, ""
+        self.paused = False
+        self.same_marks = True
+        self.settled: dict[str, int] | None = None
+
+    def begins(self) -> list[int]:
+        """The slots to come that begin sentences."""
+        return [i for i, slot in enumerate(self.template.slots) if slot.begins and i >= self.at]
+
+    @property
+    def done(self) -> bool:
+        return self.at == len(self.template.slots)
+
+    def take(self, char: str) -> bool:
+        """Goes on with a character, if it fits; returns whether it does."""
+        slots, mark = self.template.slots, MARKS.get(char)
+        due = slots[self.at] if not self.done else None
+        if char == "\n":  # a text that is given may have its lines otherwise
+            self.at += due is not None and due.mark == "\n"
+            return due is None or due.mark == "\n" or self.at == 0 or slots[self.at - 1].mark != ""
+        if mark == "、" or (mark is None and not is_character(char)):
+            self.paused = mark == "、"
+            return True
+        if due is not None and due.mark == "\n":
+            self.at += 1
+            due = slots[self.at]
+        if due is None or (mark is None) != (due.mark == ""):
+            return False
+        if mark is not None:
+            self.same_marks &= mark == due.mark
+        elif due.rhyme:
+            own = self.rules.forms.classes.get(char)
+            if own is None or self.groups.setdefault(due.rhyme, own) != own:
+                return False
+            self.rhymed += char
+        self.at, self.paused = self.at + 1, False
+        return True
 
 
 class FormWriter:
     """A poem under way that keeps a form: for generation.generate(). `done`: it is complete."""
 
-    def __init__(self, rules: FormRules, start: str):
-        """start: its beginning, of any length, the title line first. Raises UserError if that fits no form."""
-        self.rules, self.done = rules, False
+    def __init__(self, rules: FormRules, start: str, uniform: Callable[[], float]):
+        """start: its beginning, of any length, the title line first; uniform: gives random numbers in [0, 1).
+
+        Raises UserError if that fits no form.
+        """
+        self.rules, self.uniform, self.draft = rules, uniform, None
         self.prefix = ""  # of the title line, while that is being written
-        self.tune = None
-        self.alive: list[tuple[Template, dict[str, int]]] = []  # what is possible, with the classes of its rhyme groups
-        self.clause = self.place = self.sentences = self.begun = 0  # begun: sentences that `start` has begun
-        self.paused = self.broken = False  # whether 、 or a line end was just written
-        self.last = ""  # the newest character of a clause
-        self.rhymed: list[int] = []  # the tokens that have ended a sentence with a rhyme
-        self.clause_before = 0  # the clause that the newest character went into
         before, mark, line = start.rpartition("+++")
         if not mark or (before and not before.endswith("\n")):
             self.prefix = start.strip("\n")
             if self.prefix not in ("", "+", "++"):
                 raise UserError("--form: --start has no title line; begin it with one, such as +++清平乐")
             if not rules.titles:
-                raise UserError("--form: no tune has so many sentences, or this rhyme: shorten --acrostic")
+                raise UserError(f"no tune has a form for {self._wishes()}")
             return
         title, newline, body = line.partition("\n")
         if not newline and title not in rules.forms.tunes and any(t.startswith(mark + title) for t in rules.titles):
             self.prefix = mark + title  # the beginning of a name
             return
-        self.tune = tune_of(title)
-        self._begin(body)
+        self._begin(split_title(title)[0], body)
         if not newline:  # the model has only to end the line
             if max(map(title.rfind, "（(")) > max(map(title.rfind, "）)")):
                 raise UserError(f"--form: the subtitle in --start is not closed: {title}")
             self.prefix = mark + title
 
-    def _begin(self, body: str = "") -> None:
-        """Begins the text of the poem, of which `body` is given."""
-        self.alive = [(template, {}) for template in self.rules.forms.templates(self.tune)]
-        for i, char in enumerate(body):
-            before = self.alive
-            self._write(char)
-            if not self.alive:
-                raise UserError(self._misfit(body[: i + 1], before, char))
-        self.begun = self.sentences + (not self._at_sentence())
-        possible = [(t, self.rules.possible(t, groups, self.begun)) for t, groups in self.alive]
-        possible = [(t, groups) for t, groups in possible if groups is not None]
-        if not possible:
-            most = max(len(t.scheme) for t, _ in self.alive) - self.begun
-            raise UserError(
-                f"--form: {self.tune} has no template left with what is asked for: --acrostic has "
-                f"{len(self.rules.acrostic)} characters, the longest has {most} sentences to write; "
-                "or --rhyme contradicts the rhymes given"
-            )
-        self.alive = possible
-        self._finish()
+    def _wishes(self) -> str:
+        """What the user has asked for beside the tune."""
+        rules = self.rules
+        wishes = {"--template": rules.template, "--acrostic": rules.acrostic, "--rhyme": rules.rhyme}
+        return " and ".join(f"{flag} {value}" for flag, value in wishes.items() if value)
 
-    def _misfit(self, written: str, before: list, char: str) -> str:
-        """The error for a given text that fits no template; before: what it fitted until its last character."""
-        due = Counter()
-        for template, _ in before:
-            if self.clause_before < len(template.clauses):
-                length, mark = template.clauses[self.clause_before]
-                due[f"{length}{mark}"] += template.support
-            else:
-                due["the end"] += template.support
-        near = ", ".join(form for form, _ in due.most_common(5))
-        why = f"clause {self.clause_before + 1} may be {near}"
-        if is_character(char) and any(f"{self.place}{mark}" in due for mark in "。，"):
-            why = f"{char} does not rhyme there"
-        shown = written if len(written) <= 20 else "…" + written[-20:]
-        return (
-            f"--start: {shown!r} fits no template of {self.tune}: {why}; see python -m songci.forms --show {self.tune}"
+    def _begin(self, tune: str, body: str) -> None:
+        """Draws the template of a poem whose text begins with `body`."""
+        templates, number = self.rules.forms.templates(tune), self.rules.template
+        if number > len(templates):
+            raise UserError(
+                f"--template {number}: {tune} has {len(templates)}; see python -m songci.forms --show {tune}"
+            )
+        drafts = self.rules.drafts(tune, body)
+        if not drafts:
+            raise UserError(self._misfit(tune, body, templates[number - 1 : number] if number else templates))
+        point = self.uniform() * sum(draft.template.support for draft in drafts)
+        for draft in drafts:
+            point -= draft.template.support
+            if point < 0:
+                break
+        self.draft, draft.groups = draft, draft.settled
+        self.acrostic = dict(zip(draft.begins(), self.rules.acrostic, strict=False))  # {slot: character}
+
+    def _misfit(self, tune: str, body: str, templates: list[Template]) -> str:
+        """The error if no template fits the text that is given, or what is asked for."""
+        written, tried = [], [Draft(self.rules, template) for template in templates]
+        for char in body:
+            left = [draft for draft in tried if draft.take(char)]
+            written.append(char)
+            if not left:
+                return self._misfit_text(tune, "".join(written), tried)
+            tried = left
+        rules = self.rules
+        if max(len(draft.begins()) for draft in tried) < len(rules.acrostic):
+            most = max(len(draft.begins()) for draft in tried)
+            return f"--acrostic has {len(rules.acrostic)} characters; {tune} has {most} sentences to write"
+        if rules.rhyme and not any(draft.groups for draft in tried):
+            tone = TONES.get(rules.forms.class_tones[rules.forms.classes[rules.rhyme]])
+            kinds = {TONES.get(draft.template.rhyme_tone(draft.template.longest_group)) for draft in tried} - {None}
+            if tone and kinds and tone not in kinds:
+                return f"--rhyme {rules.rhyme}: it is {tone}, and the rhymes of {tune} are {' or '.join(sorted(kinds))}"
+        given = " with the text that is given" if body.strip() else ""
+        return f"no template of {tune} has {self._wishes()}{given}"
+
+    def _misfit_text(self, tune: str, written: str, tried: list[Draft]) -> str:
+        """The error for a text whose last character fits none of the drafts that were left before it."""
+        last = max(tried, key=lambda draft: draft.template.support)
+        slots = last.template.slots
+        number = slots[last.at].clause if not last.done else len(last.template.clauses)
+        due = dict.fromkeys(
+            "{}{}".format(*draft.template.clauses[number]) if number < len(draft.template.clauses) else "the end"
+            for draft in sorted(tried, key=lambda draft: -draft.template.support)
         )
+        why = f"clause {number + 1} may be {', '.join(list(due)[:5])}"
+        if is_character(written[-1]) and not last.done and slots[last.at].mark == "":
+            why = f"{written[-1]} does not rhyme there"
+        shown = written if len(written) <= 20 else "…" + written[-20:]
+        return f"--start: {shown!r} fits no template of {tune}: {why}; see python -m songci.forms --show {tune}"
+
+    @property
+    def done(self) -> bool:
+        return self.draft is not None and not self.prefix and self.draft.done
 
     def allowed(self) -> Tensor:
         """(V,) True for the tokens that may come next."""
-        if self.tune is None:
-            lines = [line for line in self.rules.titles if line.startswith(self.prefix)]
-            return self.rules.exactly(frozenset(line[len(self.prefix)] for line in lines))
+        rules, draft = self.rules, self.draft
+        if draft is None:
+            lines = [line for line in rules.titles if line.startswith(self.prefix)]
+            return rules.exactly("".join(line[len(self.prefix)] for line in lines))
         if self.prefix:
-            return self.rules.mask(frozenset("\n"))
-        kinds = frozenset(kind for template, groups in self.alive for kind in self._kinds(template, groups))
-        allowed = self.rules.mask(kinds)
-        if self.rhymed and ANY not in kinds and not any(self.clause in t.repeats for t, _ in self.alive):
-            fresh = allowed.clone()  # poets seldom rhyme a character with itself
-            fresh[self.rhymed] = False
-            return fresh if fresh.any() else allowed
-        return allowed
-
-    def _kinds(self, template: Template, groups: dict[str, int]) -> list:
-        """The kinds of tokens that may come next in a template."""
-        if self.clause == len(template.clauses) or self._break_due(template):
-            return ["\n"]
-        length, mark = template.clauses[self.clause]
-        if self.place == length:
-            return [mark]
-        kinds = ["、"] if (self.clause, self.place) in template.pauses and not self.paused else []
-        sentence = self.sentences - self.begun
-        if self._at_sentence() and 0 <= sentence < len(self.rules.acrostic):
-            return [self.rules.acrostic[sentence]]
-        letter = template.rhyme_of[self.clause].strip("-")
-        if letter and self.place + 1 == length:
-            return [*kinds, groups.get(letter, RHYMING)]
-        return [*kinds, ANY]
-
-    def _at_sentence(self) -> bool:
-        """Whether the next character begins a sentence."""
-        return self.place == 0 and (self.clause == 0 or self.alive[0][0].clauses[self.clause - 1][1] == "。")
-
-    def _break_due(self, template: Template) -> bool:
-        """Whether a line end comes next in a template."""
-        return self.place == 0 and not self.broken and self.clause - 1 in template.breaks
+            return rules.mask("\n")
+        slot = draft.template.slots[draft.at]
+        if draft.at in self.acrostic:
+            return rules.exactly(self.acrostic[draft.at])
+        if slot.rhyme:
+            tone = draft.template.rhyme_tone(slot.rhyme)
+            allowed = rules.rhyming(draft.groups.get(slot.rhyme), tone, slot.tone)
+            if draft.rhymed and slot.clause not in draft.template.repeats:  # poets seldom rhyme a character with itself
+                fresh = allowed & ~rules.exactly(draft.rhymed)
+                allowed = fresh if fresh.any() else allowed
+        else:
+            allowed = rules.mask(slot.mark, slot.tone)
+        return allowed | rules.mask("、") if slot.pause and not draft.paused else allowed
 
     def append(self, token: int) -> None:
         """Goes on with a token that is allowed."""
         char = self.rules.vocabulary.chars[token]
-        if self.tune is not None and not self.prefix:
-            self._write(char)
-            self._finish()
-        elif self.tune is not None:
+        if self.draft is not None and not self.prefix:
+            self.draft.take(char)
+        elif self.draft is not None:
             self.prefix = ""  # the line end
         else:
             self.prefix += char
             if char == "\n":
-                self.tune, self.prefix = self.prefix.removeprefix("+++").rstrip("\n"), ""
-                self._begin()
-
-    def _write(self, char: str) -> None:
-        """Takes a character of the poem's text, and drops the templates that it rules out."""
-        self.clause_before, mark = self.clause, MARKS.get(char)
-        if char == "\n":
-            if self.place > 0:
-                self.alive = []
-            elif self.clause and not any(self._break_due(t) for t, _ in self.alive):
-                self.done = any(self.clause == len(t.clauses) for t, _ in self.alive)
-            self.broken = True
-        elif mark == "、":
-            self.paused = True
-        elif mark:
-            if mark == "。" and self.last in self.rules.forms.classes:
-                self.rhymed.append(int(self.rules.vocabulary.encode(self.last)[0]))
-            due = (self.place, mark)
-            self.alive = [
-                (t, g) for t, g in self.alive if self.clause < len(t.clauses) and t.clauses[self.clause] == due
-            ]
-            self.sentences += mark == "。"
-            self.clause, self.place, self.paused, self.broken = self.clause + 1, 0, False, False
-        elif is_character(char):
-            advanced = [(t, self._advance(t, groups, char)) for t, groups in self.alive]
-            self.alive = [(t, groups) for t, groups in advanced if groups is not None]
-            self.place, self.paused, self.last = self.place + 1, False, char
-
-    def _advance(self, template: Template, groups: dict[str, int], char: str) -> dict[str, int] | None:
-        """The classes of the template's rhyme groups after one more character; None if it does not fit."""
-        if self.clause == len(template.clauses) or self.place >= template.clauses[self.clause][0]:
-            return None
-        letter = template.rhyme_of[self.clause].strip("-")
-        if not letter or self.place + 1 < template.clauses[self.clause][0]:
-            return groups
-        own = self.rules.forms.classes.get(char)
-        if own is None or groups.get(letter, own) != own:
-            return None
-        return {**groups, letter: own}
-
-    def _finish(self) -> None:
-        """The poem is done if no template goes on."""
-        self.done = self.done or all(self.clause == len(template.clauses) for template, _ in self.alive)
+                tune, self.prefix = self.prefix.removeprefix("+++").rstrip("\n"), ""
+                self._begin(tune, "")
