@@ -244,7 +244,7 @@ class Worked:
                 factors += [f"a{low(i)}{low(j)}", self.b(j, t)]
             p, mark = math.prod(map(self.value.get, factors)), "*" if [*q] == [*self.v.path + 1] else ""
             names, share = ", ".join(self.model.states[i - 1] for i in q), Fraction(round(1000 * p / total), 10)
-            rows.append([f"q{mark} = ({names})", line(self.filled("·".join(factors)), p), f"{decimal(share)[0]}%"])
+            rows.append([f"q{mark} = ({names})", line(self.filled("·".join(factors)), p), f"{operand(share)}%"])
         rows.append([self.say("sum"), line("P(O)", total), "100%"])
         return table([self.say("path"), "P(q, O | λ)", self.say("share")], rows)
 
@@ -258,17 +258,12 @@ class Worked:
         return table(["t", "oₜ", *(f"{letter}ₜ({i})" for letter in "δψ" for i in self.states), "q*ₜ"], rows)
 
     def trace(self) -> Iterator[str]:
-        last, *before = reversed([*zip(map(low, self.times), self.v.path + 1, strict=True)])
-        ends = self.v.delta[-1]
-        yield line(f"P* = maxᵢ δ{last[0]}(i)", f"max[{', '.join(map(operand, ends))}]", max(ends))
-        yield f"q*{last[0]} = {last[1]}"
-        for (after, j), (t, i) in itertools.pairwise([last, *before]):
+        ends, last = self.v.delta[-1], low(self.times[-1])
+        yield line(f"P* = maxᵢ δ{last}(i)", f"max[{', '.join(map(operand, ends))}]", max(ends))
+        yield f"q*{last} = {self.v.path[-1] + 1}"
+        steps = zip(map(low, self.times), self.v.path + 1, strict=True)
+        for (after, j), (t, i) in itertools.pairwise([*steps][::-1]):
             yield f"q*{t} = ψ{after}({j}) = {i}"
-
-
-def line(*forms) -> str:
-    """forms = … = value."""
-    return f"{' = '.join(forms[:-1])} {equals(forms[-1])}"
 
 
 # Text.
@@ -311,25 +306,25 @@ def rounded(x: float | Decimal, digits: int = 6) -> str:
     return f"{text}·10{str(int(exponent)).translate(HIGH)}" if exponent else text
 
 
-def decimal(x: Fraction) -> tuple[str, bool]:
-    """`x` with at most 10 digits and whether that is exact; with 6 digits if it is not."""
-    quotient = Decimal(x.numerator) / Decimal(x.denominator)
-    exact = Fraction(format(quotient, ".10g")) == x
-    return rounded(quotient, 10 if exact else 6), exact
-
-
 def equals(x: Fraction) -> str:
-    """= decimal = fraction, or = fraction ≈ decimal if the decimal is not exact."""
-    (digits, exact), fraction = decimal(x), f"= {x} " if len(str(x)) <= FRACTION_LENGTH else ""
-    if x.denominator == 1:
-        return f"= {x}"
-    return f"= {digits} {fraction}".rstrip() if exact else f"{fraction}≈ {digits}"
+    """= decimal = fraction, or = fraction ≈ decimal if the decimal, of 10 digits, is not exact."""
+    quotient, fraction = (
+        Decimal(x.numerator) / Decimal(x.denominator),
+        f"= {x}" if len(str(x)) <= FRACTION_LENGTH else "",
+    )
+    if Fraction(format(quotient, ".10g")) != x:
+        return f"{fraction} ≈ {rounded(quotient)}".lstrip()
+    return f"= {rounded(quotient, 10)} {fraction if x.denominator > 1 else ''}".rstrip()
 
 
 def operand(x: Fraction) -> str:
-    """A number in a formula: a decimal if that is exact, else a fraction if that is short, else a rounded decimal."""
-    digits, exact = decimal(x)
-    return digits if exact or len(str(x)) > FRACTION_LENGTH else str(x)
+    """A number in a formula: the first form that it `equals`."""
+    return equals(x).split()[1]
+
+
+def line(*forms) -> str:
+    """forms = … = value."""
+    return f"{' = '.join(forms[:-1])} {equals(forms[-1])}"
 
 
 def log_number(log_p: float) -> str:
