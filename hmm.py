@@ -254,7 +254,7 @@ class HMM:
         obs = self.check(obs)
         try:
             return solve(*self.matrices, obs)
-        except Underflow:
+        except FloatingPointError:  # from `scaled`
             with localcontext(Context(prec=28, Emin=MIN_EMIN, Emax=MAX_EMAX)):  # down to 10^(-10^18)
                 return solve(*(np.vectorize(Decimal, otypes=[object])(matrix) for matrix in self.matrices), obs)
 
@@ -287,10 +287,6 @@ COMPILED_FROM = 10**6  # steps over t, i, j, of all calls together: numba takes 
 FLOOR = 1e-75  # of the floats in λ and in scaled rows: a product of four of them, as in ξ, does not underflow
 
 
-class Underflow(ArithmeticError):
-    """A positive float lies below FLOOR."""
-
-
 @functools.cache
 def compiled(recursion: Callable) -> Callable | None:
     """The recursion in machine code; None without numba."""
@@ -320,11 +316,11 @@ calculate.steps = 0
 
 
 def scaled(recursion: Callable, pi, a, b, obs) -> tuple[np.ndarray, np.ndarray]:
-    """`forward` or `backward`, scaled. Raises Underflow if floats would lose something."""
+    """`forward` or `backward`, scaled. Raises FloatingPointError if floats would lose something."""
     a = np.asfortranarray(a) if recursion is forward else a  # the inner loop runs down a column of A, or along a row
     values, c = calculate(recursion, pi, a, b, obs, True)
     if values.dtype != object and any((x[x < FLOOR] > 0).any() for x in (pi, a, b, values)):
-        raise Underflow
+        raise FloatingPointError(f"a positive number lies below {FLOOR}")
     return values, c
 
 

@@ -18,12 +18,11 @@ def load_model(kind: type, path: Path):
 
     Raises UserError.
     """
+    text = read_text(path)
     try:  # of a number, 400 digits are infinite already, and Python refuses to convert more than 4300
-        content = json.loads(path.read_text(encoding="utf-8-sig"), parse_int=lambda digits: float(digits[:400]))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(text, parse_int=lambda digits: float(digits[:400]))
+    except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file: {error}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
     if not isinstance(content, dict) or not content.keys() >= set(MATRICES):
         raise UserError(f"{path} must be a JSON object with {', '.join(MATRICES)}")
     try:
@@ -74,64 +73,61 @@ def read_sequences(model, given: str) -> list[np.ndarray]:
         is_file = Path(given).exists() and not Path(given).is_dir()  # a pipe is a file too
     except (OSError, ValueError):  # too long for a file name, for example
         is_file = False
-    sequences, lines = [], (read_text(given).rstrip().splitlines() or [""]) if is_file else [given]
-    for number, line in enumerate(lines, start=1):
-        if is_file and line.startswith("#"):
-            continue
+    if is_file:
+        lines = enumerate(read_text(given).rstrip().splitlines() or [""], start=1)
+        lines, hint = {f"{given}, line {number}": line for number, line in lines if not line.startswith("#")}, ""
+    else:
+        lines, hint = {f"--obs {given[:60]!r}": given}, "" if "," in given else ", and there is no file of that name"
+        hint += f"; give something like --obs {','.join(model.symbols[:3])}"
+    if not lines:
+        raise UserError(f"{given} has no sequence, only comments")
+    sequences = []
+    for place, line in lines.items():
         line = line.replace("，", ",").strip()
         names = [name.strip() for name in line.split(",")] if "," in line else line.split()
         try:
             sequences.append(model.encode(names if any(names) else []))
         except UserError as error:
-            if is_file:
-                raise UserError(f"{given}, line {number}: {error}") from None
-            hint = "" if "," in given else ", and there is no file of that name"
-            example = ",".join(model.symbols[:3])
-            raise UserError(f"--obs {given[:60]!r}: {error}{hint}; give something like --obs {example}") from None
-    if not sequences:
-        raise UserError(f"{given} has no sequence, only comments")
+            raise UserError(f"{place}: {error}{hint}") from None
     return sequences
 
 
 def result_to_json(model, obs: np.ndarray, brief: bool = False, k: int = 0) -> str:
     """One line of JSON about `obs` (T,), with the `k` best paths. `brief` leaves out what has a row for each time."""
-    score, log_delta, psi, note = model.score(obs), None, None, {}
+    score, log_delta, note = model.score(obs), None, {}
+    posteriors = {"gamma": None, "xi": None, "psi": None}
     best = {"path": None, "states": None, "probability": 0.0, "log_probability": None}
     try:
         path, log_delta, psi = model.viterbi(obs)
-        best = _path(model, path, float(log_delta[-1].max()))
+        best = _path(model, path, log_delta[-1].max())
+        if not brief:
+            posteriors = {"gamma": model.posterior(obs), "xi": model.pair_posterior(obs), "psi": psi}
     except UserError as error:  # P(O) = 0
         note = {"note": str(error)}
-    result = {"observations": [model.symbols[o] for o in obs], "likelihood": _plain(score)}
-    result["log_likelihood"] = _finite(score)
+    result = {"observations": [model.symbols[o] for o in obs]}
+    result |= {"likelihood": _plain(score), "log_likelihood": _finite(score)}
     if not brief:
         logs = {"alpha": model.forward(obs), "beta": model.backward(obs), "delta": log_delta}
-        result |= {name: _plain(log) for name, log in logs.items()}
-        result |= {"gamma": None, "xi": None, "psi": None}
-        if psi is not None:
-            result |= {"gamma": model.posterior(obs).tolist(), "xi": model.pair_posterior(obs).tolist()}
-            result["psi"] = psi.tolist()
+        result |= {name: _plain(log) for name, log in logs.items()} | posteriors
         result |= {f"log_{name}": _finite(log) for name, log in logs.items()}
     result |= {"viterbi": best, **note}
     if k:
         result["kbest"] = [_path(model, *path) for path in kbest(model, obs, k)]
     if model.is_small(obs) and not brief:
         _put_exact(result, model.exactly(obs))
-    return json.dumps(result, ensure_ascii=False, allow_nan=False)
+    return json.dumps(result, ensure_ascii=False, allow_nan=False, default=np.ndarray.tolist)
 
 
 def _put_exact(result: dict, exact) -> None:
     """Adds the fractions, and rounds the plain numbers from them: 0.03541 instead of 0.03541000000000002."""
 
-    def each(change, values):
-        return [each(change, value) for value in values] if isinstance(values, (list, np.ndarray)) else change(values)
-
     def plain(x):
         return float(x) if float(x) or not x else None
 
     names = [name for name in ("likelihood", "alpha", "beta", "gamma", "xi", "delta") if result[name] is not None]
-    result["exact"] = {name: each(str, getattr(exact, name)) for name in names}  # without δ, γ and ξ if P(O) = 0
-    result |= {name: each(plain, getattr(exact, name)) for name in names}
+    tables = {name: getattr(exact, name) for name in names}  # without δ, γ and ξ if P(O) = 0
+    result["exact"] = {name: np.vectorize(str, otypes=[object])(table) for name, table in tables.items()}
+    result |= {name: np.vectorize(plain, otypes=[object])(table) for name, table in tables.items()}
     if result["viterbi"]["path"]:
         best = max(exact.delta[-1])
         result["exact"]["path_probability"], result["viterbi"]["probability"] = str(best), plain(best)

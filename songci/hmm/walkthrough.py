@@ -23,9 +23,7 @@ PATH_UP_TO = 200  # T: paths of --kbest are shown in full up to here, because th
 ROWS, COLUMNS = 24, 16  # of a table that is shown in full
 FRACTION_LENGTH = 16  # longer fractions, in characters, are not shown
 
-WORDS = {
-    "model": ("模型 λ = (π, A, B)", "The model λ = (π, A, B)"),
-    "observed": ("观测序列", "Observations"),
+TITLES = {
     "forward": ("前向算法：前向变量 α", "The forward algorithm: α"),
     "backward": ("后向算法：后向变量 β", "The backward algorithm: β"),
     "likelihood": ("评估问题：P(O|λ) 的三种求法", "The evaluation problem: P(O|λ) three ways"),
@@ -35,35 +33,7 @@ WORDS = {
         "The posterior ξ: the probability of each transition, given O",
     ),
     "paths": ("枚举全部 {n} 条路径", "All {n} paths"),
-    "path": ("路径", "path"),
-    "share": ("占 P(O)", "share of P(O)"),
-    "sum": ("合计", "sum"),
     "viterbi": ("解码问题：维特比（Viterbi）算法", "The decoding problem: the Viterbi algorithm"),
-    "trace": ("从最后一个时刻回溯：", "Traced back from the last time step:"),
-    "ties": ("概率相等时，取序号较小的状态。", "Ties go to the state with the lower number."),
-    "answer": ("答案", "The answer"),
-    "kbest": ("概率最大的 {n} 条路径", "The {n} most probable paths"),
-    "fewer": ("概率不为 0 的路径只有这些。", "No other path is possible."),
-    "sequence": ("第 {i} 个序列，共 {n} 个", "Sequence {i} of {n}"),
-    "rows": (
-        "（共 {n} 行，此处只显示开头和末尾；完整结果见 --format json）",
-        "({n} rows, of which only the first and last are shown; --format json prints them all)",
-    ),
-    "columns": ("（共 {n} 列，此处不显示）", "({n} columns, not shown here)"),
-    "wide": (
-        "（共 {n} 列，此处不显示；完整结果见 --format json）",
-        "({n} columns, not shown here, but by --format json)",
-    ),
-    "sentence": (
-        "观测序列 {obs} 的概率为 {p}。最可能的状态序列是 {path}，其概率为 {best}{share}。",
-        "The probability of {obs} is {p}. The most probable state sequence is {path}, with probability {best}{share}.",
-    ),
-    "its share": ("，占 P(O) 的 {share:.1%}", ", which is {share:.1%} of P(O)"),
-    "impossible": (
-        "P(O) = 0：没有任何状态序列能产生前 {t} 个观测，因此没有后验概率，也没有最优路径。",
-        "P(O) = 0: no state sequence emits the first {t} observation(s), so there are no posteriors and no best path.",
-    ),
-    "comma": ("、", ", "),
 }
 RULES = {
     "forward": "αₜ₊₁(i) = [Σⱼ αₜ(j) aⱼᵢ] bᵢ(oₜ₊₁) = P(o₁ … oₜ₊₁, qₜ₊₁ = Sᵢ | λ)",
@@ -77,12 +47,12 @@ RULES = {
 def explain(model, sequences: list, lang: str, k: int = 0) -> str:
     """The text about each sequence, with the `k` best paths; `lang` is zh or en. Raises UserError."""
 
-    def say(key: str, **values) -> str:
-        return WORDS[key][("zh", "en").index(lang)].format(**values)
+    def say(chinese: str, english: str) -> str:
+        return chinese if lang == "zh" else english
 
-    document = []
+    document, n = [], len(sequences)
     for i, obs in enumerate(sequences, start=1):
-        document += [heading(say("sequence", i=i, n=len(sequences)))] if len(sequences) > 1 else []
+        document += [heading(say(f"第 {i} 个序列，共 {n} 个", f"Sequence {i} of {n}"))] if n > 1 else []
         document += [*given(model, obs, say), *solution(model, obs, say), *best_paths(model, obs, say, k)]
     return "\n\n".join(document)
 
@@ -90,16 +60,16 @@ def explain(model, sequences: list, lang: str, k: int = 0) -> str:
 def given(model, obs: np.ndarray, say: Callable) -> Iterator[str]:
     """The model and the observations."""
     (pi, a, b), states = model.exact, [f"{state(i)} {name}" for i, name in enumerate(model.states)]
-    yield heading(say("model"))
+    yield heading(say("模型 λ = (π, A, B)", "The model λ = (π, A, B)"))
     for title, columns, matrix in (
         ("πᵢ = P(q₁ = Sᵢ)", ["πᵢ"], pi[:, None]),
         ("A: aᵢⱼ = P(qₜ₊₁ = Sⱼ | qₜ = Sᵢ)", states, a),
         ("B: bᵢ(k) = P(oₜ = k | qₜ = Sᵢ)", model.symbols, b),
     ):
-        rows = [[name, *map(operand, row)] for name, row in zip(states, matrix, strict=True)]
-        wide = f"  {title}\n\n{say('columns', n=len(columns))}"  # it stands in the model's file
-        yield wide if len(columns) > COLUMNS else f"{title}\n{table(['', *columns], rows)}"
-    yield from (heading(say("observed")), "O = " + ", ".join(short([model.symbols[o] for o in obs])))
+        rows, n = [[name, *map(operand, row)] for name, row in zip(states, matrix, strict=True)], len(columns)
+        too_wide = say(f"（共 {n} 列，此处不显示）", f"({n} columns, not shown here)")  # it stands in the model's file
+        yield f"  {title}\n\n{too_wide}" if n > COLUMNS else f"{title}\n{table(['', *columns], rows)}"
+    yield from (heading(say("观测序列", "Observations")), "O = " + ", ".join(short([model.symbols[o] for o in obs])))
 
 
 def solution(model, obs: np.ndarray, say: Callable) -> Iterator[str]:
@@ -107,20 +77,30 @@ def solution(model, obs: np.ndarray, say: Callable) -> Iterator[str]:
     log_p = model.score(obs)
     v = model.exactly(obs) if len(obs) * len(model.states) ** 2 <= FORMULAS_UP_TO else None
     for part, *blocks in Worked(model, obs, v, say).parts() if v else tables(model, obs, say):
-        yield heading(say(part, n=len(model.states) ** len(obs) if part == "paths" else 0))
+        yield heading(say(*TITLES[part]).format(n=len(model.states) ** len(obs) if part == "paths" else 0))
         yield from ([formulas(RULES[part])] if part in RULES else [])
         yield from blocks
         if part == "likelihood" and log_p == -math.inf:
-            t = np.isneginf(model.forward(obs)).all(axis=1).argmax() + 1
-            yield from (heading(say("answer")), say("impossible", t=t))
-            return
+            break
+    yield heading(say("答案", "The answer"))
+    if log_p == -math.inf:
+        t = np.isneginf(model.forward(obs)).all(axis=1).argmax() + 1
+        yield say(
+            f"P(O) = 0：没有任何状态序列能产生前 {t} 个观测，因此没有后验概率，也没有最优路径。",
+            f"P(O) = 0: no state sequence emits the first {t} observation(s), "
+            "so there are no posteriors and no best path.",
+        )
+        return
     path, log_delta, _ = model.viterbi(obs)
     best, share = log_delta[-1].max(), math.exp(min(log_delta[-1].max() - log_p, 0))
-    numbers = (operand(v.likelihood), operand(max(v.delta[-1]))) if v else (log_number(log_p), log_number(best))
-    words = {"p": numbers[0], "best": numbers[1], "obs": ", ".join(short([model.symbols[o] for o in obs]))}
-    words["path"] = say("comma").join(short([model.states[i] for i in path]))
-    words["share"] = say("its share", share=share) if share > 5e-4 else ""
-    yield from (heading(say("answer")), say("sentence", **words))
+    p, best = (operand(v.likelihood), operand(max(v.delta[-1]))) if v else (log_number(log_p), log_number(best))
+    observed = ", ".join(short([model.symbols[o] for o in obs]))
+    states = say("、", ", ").join(short([model.states[i] for i in path]))
+    best += say(f"，占 P(O) 的 {share:.1%}", f", which is {share:.1%} of P(O)") if share > 5e-4 else ""
+    yield say(
+        f"观测序列 {observed} 的概率为 {p}。最可能的状态序列是 {states}，其概率为 {best}。",
+        f"The probability of {observed} is {p}. The most probable state sequence is {states}, with probability {best}.",
+    )
 
 
 def best_paths(model, obs: np.ndarray, say: Callable, k: int) -> Iterator[str]:
@@ -129,20 +109,27 @@ def best_paths(model, obs: np.ndarray, say: Callable, k: int) -> Iterator[str]:
     if paths:
         names = [", ".join(short([model.states[i] for i in path], PATH_UP_TO)) for path, _ in paths]
         rows = [[str(i + 1), names[i], log_number(log_p)] for i, (_, log_p) in enumerate(paths)]
-        yield heading(say("kbest", n=len(paths)))
-        yield table(["", say("path"), "P(q, O | λ)"], rows)
-        yield from ([say("fewer")] if len(paths) < k else [])
+        yield heading(say(f"概率最大的 {len(paths)} 条路径", f"The {len(paths)} most probable paths"))
+        yield table(["", say("路径", "path"), "P(q, O | λ)"], rows)
+        if len(paths) < k:
+            yield say("概率不为 0 的路径只有这些。", "No other path is possible.")
 
 
 def tables(model, obs: np.ndarray, say: Callable) -> Iterator[list[str]]:
     """A large problem: tables of floats, without their middle if they are long."""
 
     def rows(values: np.ndarray, cell: Callable, columns: Sequence[str]) -> list[str]:
-        if len(columns) > COLUMNS:
-            return [say("wide", n=len(columns))]
-        lines = [[str(t + 1), model.symbols[obs[t]], *map(cell, values[t])] for t in short(range(len(values)), gap=[])]
-        lines[ROWS // 2 : ROWS // 2] = [["…"] * len(lines[0])] if len(values) > ROWS else []
-        return [table(["t", "oₜ", *columns], lines), *([say("rows", n=len(values))] if len(values) > ROWS else [])]
+        n, m = len(values), len(columns)
+        if m > COLUMNS:
+            wide = f"（共 {m} 列，此处不显示；完整结果见 --format json）"
+            return [say(wide, f"({m} columns, not shown here, but by --format json)")]
+        lines = [[str(t + 1), model.symbols[obs[t]], *map(cell, values[t])] for t in short(range(n), gap=[])]
+        if n <= ROWS:
+            return [table(["t", "oₜ", *columns], lines)]
+        lines.insert(ROWS // 2, ["…"] * len(lines[0]))
+        long = f"（共 {n} 行，此处只显示开头和末尾；完整结果见 --format json）"
+        in_english = f"({n} rows, of which only the first and last are shown; --format json prints them all)"
+        return [table(["t", "oₜ", *columns], lines), say(long, in_english)]
 
     states = [state(i) for i in range(len(model.states))]
     alpha, beta, log_p = model.forward(obs), model.backward(obs), model.score(obs)
@@ -204,8 +191,10 @@ class Worked:
             yield ["xi", formulas(*(line(x, f"{self.filled(y)} / {p}", self.value[x]) for x, y in xi.items()))]
         if len(states) ** len(times) <= PATHS_UP_TO:
             yield ["paths", self.paths(), formulas(line("max_q P(q, O | λ)", max(self.v.delta[-1])))]
-        lines = formulas(*self.ahead("δ", ", ", "max[{}]·{}"))
-        yield ["viterbi", lines, self.trellis(), self.say("trace"), formulas(*self.trace()), self.say("ties")]
+        lines, trace = formulas(*self.ahead("δ", ", ", "max[{}]·{}")), formulas(*self.trace())
+        back = self.say("从最后一个时刻回溯：", "Traced back from the last time step:")
+        ties = self.say("概率相等时，取序号较小的状态。", "Ties go to the state with the lower number.")
+        yield ["viterbi", lines, self.trellis(), back, trace, ties]
 
     def ahead(self, letter: str, sign: str, form: str) -> Iterator[str]:
         """The lines of α or δ."""
@@ -244,9 +233,9 @@ class Worked:
                 factors += [f"a{low(i)}{low(j)}", self.b(j, t)]
             p, mark = math.prod(map(self.value.get, factors)), "*" if [*q] == [*self.v.path + 1] else ""
             names, share = ", ".join(self.model.states[i - 1] for i in q), Fraction(round(1000 * p / total), 10)
-            rows.append([f"q{mark} = ({names})", line(self.filled("·".join(factors)), p), f"{decimal(share)[0]}%"])
-        rows.append([self.say("sum"), line("P(O)", total), "100%"])
-        return table([self.say("path"), "P(q, O | λ)", self.say("share")], rows)
+            rows.append([f"q{mark} = ({names})", line(self.filled("·".join(factors)), p), f"{operand(share)}%"])
+        rows.append([self.say("合计", "sum"), line("P(O)", total), "100%"])
+        return table([self.say("路径", "path"), "P(q, O | λ)", self.say("占 P(O)", "share of P(O)")], rows)
 
     def trellis(self) -> str:
         """δ and ψ with the best path."""
@@ -258,17 +247,12 @@ class Worked:
         return table(["t", "oₜ", *(f"{letter}ₜ({i})" for letter in "δψ" for i in self.states), "q*ₜ"], rows)
 
     def trace(self) -> Iterator[str]:
-        last, *before = reversed([*zip(map(low, self.times), self.v.path + 1, strict=True)])
-        ends = self.v.delta[-1]
-        yield line(f"P* = maxᵢ δ{last[0]}(i)", f"max[{', '.join(map(operand, ends))}]", max(ends))
-        yield f"q*{last[0]} = {last[1]}"
-        for (after, j), (t, i) in itertools.pairwise([last, *before]):
+        ends, last = self.v.delta[-1], low(self.times[-1])
+        yield line(f"P* = maxᵢ δ{last}(i)", f"max[{', '.join(map(operand, ends))}]", max(ends))
+        yield f"q*{last} = {self.v.path[-1] + 1}"
+        steps = zip(map(low, self.times), self.v.path + 1, strict=True)
+        for (after, j), (t, i) in itertools.pairwise([*steps][::-1]):
             yield f"q*{t} = ψ{after}({j}) = {i}"
-
-
-def line(*forms) -> str:
-    """forms = … = value."""
-    return f"{' = '.join(forms[:-1])} {equals(forms[-1])}"
 
 
 # Text.
@@ -311,25 +295,25 @@ def rounded(x: float | Decimal, digits: int = 6) -> str:
     return f"{text}·10{str(int(exponent)).translate(HIGH)}" if exponent else text
 
 
-def decimal(x: Fraction) -> tuple[str, bool]:
-    """`x` with at most 10 digits and whether that is exact; with 6 digits if it is not."""
-    quotient = Decimal(x.numerator) / Decimal(x.denominator)
-    exact = Fraction(format(quotient, ".10g")) == x
-    return rounded(quotient, 10 if exact else 6), exact
-
-
 def equals(x: Fraction) -> str:
-    """= decimal = fraction, or = fraction ≈ decimal if the decimal is not exact."""
-    (digits, exact), fraction = decimal(x), f"= {x} " if len(str(x)) <= FRACTION_LENGTH else ""
-    if x.denominator == 1:
-        return f"= {x}"
-    return f"= {digits} {fraction}".rstrip() if exact else f"{fraction}≈ {digits}"
+    """= decimal = fraction, or = fraction ≈ decimal if the decimal, of 10 digits, is not exact."""
+    quotient, fraction = (
+        Decimal(x.numerator) / Decimal(x.denominator),
+        f"= {x}" if len(str(x)) <= FRACTION_LENGTH else "",
+    )
+    if Fraction(format(quotient, ".10g")) != x:
+        return f"{fraction} ≈ {rounded(quotient)}".lstrip()
+    return f"= {rounded(quotient, 10)} {fraction if x.denominator > 1 else ''}".rstrip()
 
 
 def operand(x: Fraction) -> str:
-    """A number in a formula: a decimal if that is exact, else a fraction if that is short, else a rounded decimal."""
-    digits, exact = decimal(x)
-    return digits if exact or len(str(x)) > FRACTION_LENGTH else str(x)
+    """A number in a formula: the first form that it `equals`."""
+    return equals(x).split()[1]
+
+
+def line(*forms) -> str:
+    """forms = … = value."""
+    return f"{' = '.join(forms[:-1])} {equals(forms[-1])}"
 
 
 def log_number(log_p: float) -> str:
