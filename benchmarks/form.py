@@ -1,84 +1,112 @@
-"""How many freely sampled poems have an attested form of their tune: the clause lengths and marks of a real poem.
+"""Whether sampled poems keep their tunes as people do: a line a tune, or all tunes together.
 
-A form is the list of (characters in a clause, 。 or ，); 、 does not count. The title line is given, the rest is free.
+"commonest" is the share of the poems in the tune's commonest form: of all of people's poems in the training split, also
+those in forms that nobody else used, and of those sampled. In form, in rhyme and out of tone is as songci.forms --check
+has it.
 
-  python benchmarks/form.py                           six common tunes, 60 poems of each
-  python benchmarks/form.py --commonest 20            the twenty commonest tunes
-  python benchmarks/form.py --form --num_samples 3    held to a form, in every tune that has one: form and rhyme checked
+  python benchmarks/form.py                           the twenty commonest tunes, 300 poems each, held to their forms
+  python benchmarks/form.py --free --num_samples 60   sampled freely, with the title given
+  python benchmarks/form.py --every --num_samples 1   held to a form, in every tune that has one
+  python benchmarks/form.py --speed                   characters a second, free and held to a form, in turn
+  python benchmarks/form.py --control                 the tones learned from characters shuffled within their poems
 """
 
 import argparse
+import random
 import sys
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).parent.parent))
+import songci  # noqa: F401  (before torch: it says how torch's threads wait)
+
+# isort: split
 from songci.cli import read_text
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT
-from songci.forms.check import check
+from songci.forms import tones
+from songci.forms.check import Check, check
 from songci.forms.poems import pattern, read_clauses, read_poems
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
-from songci.generation import FORM_CONTROLS, samples
-from songci.training.checkpoint import Trained, load_model
-
-TUNES = ["清平乐", "浣溪沙", "菩萨蛮", "如梦令", "蝶恋花", "水调歌头"]
-
-
-def attested_forms(data_root: str) -> dict[str, Counter]:
-    """{tune: {form: number of poems}} of the whole corpus; for a form, see poems.pattern()."""
-    forms = defaultdict(Counter)
-    for tune, body in read_poems(read_text(Path(data_root) / "input.txt").splitlines(keepends=True)):
-        forms[tune][pattern(read_clauses(body))] += 1
-    return forms
+from songci.generation import DEFAULT, FORM_CONTROLS, samples
+from songci.training.checkpoint import load_model
+from songci.training.device import choose_device, few_threads
 
 
-def every_tune(trained: Trained, learned: Forms, num_samples: int) -> None:
-    """Samples held to a form: how many keep form and rhyme, and the time of one long poem."""
-    rules, good, total, start = FormRules(learned, trained.vocabulary), 0, 0, time.perf_counter()
-    for tune in learned.tunes:
-        for sample in samples(trained, f"+++{tune}\n", num_samples, 0, rules=rules, controls=FORM_CONTROLS):
-            good += check(tune, sample.text.partition("\n")[2], learned).rhyme
-            total += 1
-    seconds = time.perf_counter() - start
-    print(f"{len(learned.tunes)} tunes: {good} of {total} poems in form and in rhyme, in {seconds:.0f} s")
-    start = time.perf_counter()
-    [sample] = samples(trained, "+++水调歌头\n", 1, 0, rules=rules, controls=FORM_CONTROLS)
-    print(f"one 水调歌头 of {sample.tokens} characters: {time.perf_counter() - start:.2f} s")
+def row(name: str, people: str, checks: list[Check], seconds: float) -> str:
+    kept = [same for result in checks for same in result.tones] or [False]
+    toned = [not result.wrong for result in checks if result.tones] or [False]
+    shares = [
+        sum(result.form and result.number == 1 for result in checks) / len(checks),
+        sum(result.form for result in checks) / len(checks),
+        sum(result.rhyme for result in checks) / len(checks),
+        sum(kept) / len(kept),
+        sum(toned) / len(toned),
+    ]
+    return f"| {name} | {people} | {' | '.join(f'{share:.1%}' for share in shares)} | {seconds:.1f} |"
+
+
+def control(poems: list[tuple[str, str]]) -> None:
+    """Tones learned from the training poems, and from the same with the characters of each poem shuffled."""
+    plain = [(tune, "".join(clause.text for clause in read_clauses(body))) for tune, body in poems]
+    rng = random.Random(1)
+    shuffled = [(tune, "".join(rng.sample(text, len(text)))) for tune, text in plain]
+    print("| characters | places fixed | accepted |\n|---|---|---|")
+    for name, texts in (("as they stand", plain), ("shuffled", shuffled)):
+        forms = tones.by_form(texts)
+        fixed = "".join(tones.fixed(forms, tones.estimate(forms)).values())
+        accepted = "yes" if tones.learn_tones(texts)[0] else "no"
+        print(f"| {name} | {1 - fixed.count(tones.EITHER) / len(fixed):.2%} | {accepted} |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT)
     parser.add_argument("--ckpt_path", default="workdirs/quansongci")
-    parser.add_argument("--num_samples", type=int, default=60, help="poems of each tune")
-    parser.add_argument(
-        "--commonest", type=int, help="the N commonest tunes of the corpus instead of the six", metavar="N"
-    )
-    parser.add_argument("--max_new_tokens", type=int, default=200)
-    parser.add_argument("--form", action="store_true", help="hold the poems to the forms of forms.json, and check them")
+    parser.add_argument("--commonest", type=int, default=20, metavar="N", help="the N commonest tunes of the corpus")
+    parser.add_argument("--num_samples", type=int, default=300, help="poems of each tune")
+    for flag in ("--free", "--every", "--speed", "--control"):
+        parser.add_argument(flag, action="store_true")
     args = parser.parse_args()
-    forms = attested_forms(args.data_root)
-    tunes = TUNES
-    if args.commonest:
-        tunes = sorted(forms, key=lambda tune: -forms[tune].total())[: args.commonest]
-    trained = load_model(args.ckpt_path, torch.device("cpu"))
-    if args.form:
-        every_tune(trained, Forms.load(args.data_root), args.num_samples)
-        return
-    print("| tune | poems in an attested form | share |\n|---|---|---|")
-    good = 0
+    text = read_text(Path(args.data_root) / "input.txt")
+    poems = list(read_poems(text[: int(0.9 * len(text))].splitlines(keepends=True)))
+    if args.control:
+        return control(poems)
+    forms, trained = Forms.load(args.data_root), load_model(args.ckpt_path, choose_device("cpu"))
+    few_threads(trained.model)
+    patterns = defaultdict(Counter)
+    for tune, body in poems:
+        patterns[tune][pattern(read_clauses(body))] += 1
+    common = sorted(forms.tunes, key=lambda tune: -patterns[tune].total())
+    tunes = common if args.every else common[: args.commonest]
+    rules = FormRules(forms, trained.vocabulary)
+
+    def written(tune: str, free: bool) -> list:
+        ways = {"controls": DEFAULT, "poem": True} if free else {"controls": FORM_CONTROLS, "rules": rules}
+        return list(samples(trained, f"+++{tune}\n", args.num_samples, 400, **ways))
+
+    if args.speed:
+        for _ in range(3):
+            for free in (True, False):
+                start = time.perf_counter()
+                count = sum(sample.tokens for tune in tunes[:4] for sample in written(tune, free))
+                print(
+                    "free" if free else "form", f"{count / (time.perf_counter() - start):,.0f} characters/s", flush=True
+                )
+        return None
+    print("| tune | commonest, people | commonest | in form | in rhyme | tones kept | no tone wrong | s |")
+    print("|---|---|---|---|---|---|---|---|")
+    total, began = [], time.perf_counter()
     for tune in tunes:
-        start = f"+++{tune}\n"
-        made = samples(trained, start, args.num_samples, args.max_new_tokens, poem=True)
-        fitting = sum(pattern(read_clauses(sample.text.removeprefix(start))) in forms[tune] for sample in made)
-        good += fitting
-        print(f"| {tune} | {fitting} of {args.num_samples} | {fitting / args.num_samples:.0%} |", flush=True)
-    total = len(tunes) * args.num_samples
-    print(f"| all | {good} of {total} | {good / total:.0%} |")
+        start = time.perf_counter()
+        checks = [check(tune, sample.text.partition("\n")[2], forms) for sample in written(tune, args.free)]
+        total += checks
+        people = patterns[tune].most_common(1)[0][1] / patterns[tune].total()
+        if not args.every:
+            print(row(tune, f"{people:.1%}", checks, time.perf_counter() - start), flush=True)
+    print(row(f"{len(tunes)} tunes, {len(total):,} poems", "", total, time.perf_counter() - began))
+    return None
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from songci.cli import UserError, atomic_write
 from songci.forms.tones import EITHER, LEVEL, OBLIQUE
 
 MIN_SHARE = 0.005  # of a tune's poems must stand in a template for it to be written; see docs/results.md
-FITS = 0.03  # P(tone | character) from which on a character may stand in that tone's place: many have two readings
 
 
 class Slot(NamedTuple):
@@ -105,11 +104,6 @@ class Forms:
     def is_variant(self, tune: str, template: Template) -> bool:
         """Whether so few poems have it that it is known, but not written: it may be a misprint."""
         return template.support < MIN_SHARE * sum(other.support for other in self.tunes[tune])
-
-    def fits(self, char: str, tone: str) -> bool:
-        """Whether the character, as one of its readings, has the tone."""
-        p = self.level.get(char, 0.5)
-        return (tone != LEVEL or p >= FITS) and (tone != OBLIQUE or 1 - p >= FITS)
 
     @cached_property
     def class_tones(self) -> list[str]:

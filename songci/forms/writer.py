@@ -17,7 +17,7 @@ from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms.poems import MARKS, is_character, split_title
 from songci.forms.templates import Forms, Template
-from songci.forms.tones import EITHER, contrary
+from songci.forms.tones import EITHER, contrary, tone_of
 
 TONES = {"平": "level", "仄": "oblique"}
 
@@ -40,7 +40,8 @@ class FormRules:
         self._marks = np.array([MARKS.get(char, "") for char in chars])
         self._classes = np.array([forms.classes.get(char, -1) for char in chars])
         countable = np.array([char.isalnum() for char in chars])
-        self._toned = {tone: countable & [forms.fits(char, tone) for char in chars] for tone in "平仄中"}
+        own = [tone_of(char, forms.level) for char in chars]
+        self._toned = {tone: countable & [not contrary(tone, of_char) for of_char in own] for tone in "平仄中"}
         self.mask, self.rhyming = cache(self.mask), cache(self.rhyming)
         vocabulary.encode(acrostic)
         if not all(map(is_character, acrostic)):
