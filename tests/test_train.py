@@ -15,7 +15,6 @@ from conftest import (
     contents,
     logged,
     prepared,
-    read_log,
     run_script,
     song_text,
     tiny_flags,
@@ -29,7 +28,7 @@ from songci.corpus.vocabulary import load_dataset
 from songci.corpus.windows import ScoredWindows, title_ids
 from songci.training.checkpoint import load_checkpoint, load_model
 from songci.training.measure import mean_loss
-from songci.training.runlog import EVALUATION_FIELDS, LOG_FIELDS, RUN_FILES, WHOLE_FIELDS
+from songci.training.runlog import EVALUATION_FIELDS, LOG_FIELDS, RUN_FILES, WHOLE_FIELDS, read_log
 
 
 def read_json(path) -> dict:
@@ -69,15 +68,13 @@ def test_the_handouts_flags_and_defaults():
 
 def test_a_run_writes_all_that_it_promises(ckpt_path, data_root):
     assert sorted(os.listdir(ckpt_path)) == sorted([*RUN_FILES, "config.json"])
-    rows = read_log(ckpt_path)
-    assert logged(ckpt_path, "iter") == [4, 8, 12]
+    rows = read_log(ckpt_path / "log.csv")
+    assert [row["iter"] for row in rows] == [4, 8, 12]
+    assert list(map(list, rows)) == [EVALUATION_FIELDS, EVALUATION_FIELDS, LOG_FIELDS]  # filled
     for row in rows:
-        values = {name: float(value) for name, value in row.items() if value}
-        assert list(row) == LOG_FIELDS and list(values) == (LOG_FIELDS if row is rows[-1] else EVALUATION_FIELDS)
-        assert all(map(math.isfinite, values.values()))
+        assert all(map(math.isfinite, row.values())) and row["grad_norm"] > 0 and row["tokens_per_second"] > 0
         for split in ("train", "val"):
-            assert math.isclose(values[f"{split}_perplexity"], math.exp(values[f"{split}_loss"]), rel_tol=1e-4)
-        assert values["grad_norm"] > 0 and values["tokens_per_second"] > 0
+            assert math.isclose(row[f"{split}_perplexity"], math.exp(row[f"{split}_loss"]), rel_tol=1e-4)
     picture = matplotlib.image.imread(ckpt_path / "loss&perplexity.jpg")
     assert picture.shape[1] > 1000 and picture.std() > 10
     result, model = read_json(ckpt_path / "result.json"), load_model(ckpt_path).model
@@ -164,9 +161,7 @@ def test_best_is_the_checkpoint_with_the_lowest_validation_loss(data_root, tmp_p
     assert result["best_val_loss"] == result["poem_val_loss"] != result["final_val_loss"]
 
 
-def test_the_last_iteration_is_evaluated_too_with_its_line_before_the_long_measurement(
-    data_root, tmp_path, monkeypatch, capsys
-):
+def test_the_last_iteration_is_evaluated_and_told_before_the_long_measurement(data_root, tmp_path, monkeypatch, capsys):
     whole = train.Measures.whole
     monkeypatch.setattr(train.Measures, "whole", lambda self, model: print("measuring") or whole(self, model))
     folder = train_tiny(data_root, tmp_path / "run", "--iters", 10)
@@ -203,9 +198,7 @@ def test_compile_changes_neither_results_nor_names(data_root, ckpt_path, tmp_pat
     assert logged(folder, "train_loss") == pytest.approx(logged(ckpt_path, "train_loss"), abs=1e-4)
 
 
-def test_a_scaled_loss_gives_the_same_steps_and_a_resumed_run_scales_it_as_before(
-    data_root, ckpt_path, tmp_path, monkeypatch
-):
+def test_a_scaled_loss_gives_the_same_steps_also_after_resuming(data_root, ckpt_path, tmp_path, monkeypatch):
     """What float16 on a GPU does to the gradients, here in float32, where scaling by a power of two is exact."""
     scaler, folder = torch.amp.GradScaler, tmp_path / "run"
 
@@ -334,9 +327,7 @@ def test_resume_refuses_other_settings_and_changes_nothing(ckpt_path, finished, 
     assert contents(finished) == contents(ckpt_path)
 
 
-def test_resume_refuses_other_data_other_files_and_fewer_iterations(
-    data_root, ckpt_path, finished, tmp_path, assert_refused
-):
+def test_resume_refuses_what_does_not_belong_to_the_run(data_root, ckpt_path, finished, tmp_path, assert_refused):
     other_data = prepared(tmp_path / "data", song_text(30) + "另")
     assert_refused(finished, "--resume", "--data_root", other_data, words=["another vocabulary"])
     assert_refused(finished, "--resume", "--iters", 11, words=["is at iteration 12 already"])
@@ -344,35 +335,27 @@ def test_resume_refuses_other_data_other_files_and_fewer_iterations(
     other_run = train_tiny(data_root, tmp_path / "other", "--n_embd", 32)
     shutil.copy(other_run / "best.pt", finished)
     assert_refused(finished, "--resume", words=["best.pt is of another run than last.pt"])
+    last = torch.load(finished / "last.pt")  # as if stopped at this iteration: the whole split was never measured
+    for name in WHOLE_FIELDS:
+        del last["rows"][-1][name]
+    torch.save(last, finished / "last.pt")
+    assert_refused(finished, "--resume", words=["--iters 12", "is at iteration 12 already; give more"])
     shutil.copy(ckpt_path / "best.pt", finished / "last.pt")
     assert_refused(finished, "--resume", words=["cannot be resumed from"])
     (finished / "last.pt").unlink()
     assert_refused(finished, "--resume", words=["no last.pt"])
 
 
-def test_an_unfinished_run_needs_more_iterations(finished, assert_refused):
-    """One that was stopped at the very iteration that --iters now asks for: its whole split was never measured."""
-    last = torch.load(finished / "last.pt")
-    for name in WHOLE_FIELDS:
-        del last["rows"][-1][name]
-    torch.save(last, finished / "last.pt")
-    assert_refused(finished, "--resume", words=["--iters 12", "is at iteration 12 already; give more"])
-
-
-def test_a_finished_run_may_be_resumed_and_go_on(data_root, ckpt_path, finished):
+def test_a_finished_run_goes_on_with_its_best_model_and_its_time(data_root, ckpt_path, finished, monkeypatch):
     train_tiny(data_root, finished, "--resume")
     assert_same_run(finished, ckpt_path)
+    monkeypatch.setattr(train.Measures, "loss", lambda *_: 99.0)
     train_tiny(data_root, finished, "--resume", "--iters", 20)
     assert read_json(finished / "result.json")["iters"] == 20 and logged(finished, "iter") == [4, 8, 12, 16, 20]
-
-
-def test_a_resumed_run_keeps_its_best_model_and_the_time_it_took(data_root, ckpt_path, finished, monkeypatch):
-    monkeypatch.setattr(train.Measures, "loss", lambda *_: 99.0)
-    train_tiny(data_root, finished, "--resume", "--iters", 14)
+    assert logged(finished, "val_loss")[3:] == [99, 99]
     assert contents(finished)["best.pt"] == contents(ckpt_path)["best.pt"]
     before, last = (torch.load(folder / "last.pt") for folder in (ckpt_path, finished))
-    assert last["seconds"] > before["seconds"] and last["rows"][-1]["val_loss"] == 99
-    assert last["best_loss"] == torch.load(finished / "best.pt")["val_loss"] < 99
+    assert last["best_loss"] == before["best_loss"] < 99 and last["seconds"] > before["seconds"]
 
 
 def test_a_resumed_run_computes_in_the_type_that_auto_was(data_root, tmp_path, monkeypatch):

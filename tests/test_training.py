@@ -9,6 +9,7 @@ import platform
 import random
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import matplotlib.image
 import numpy as np
@@ -28,20 +29,11 @@ from songci.corpus.windows import IGNORE, ScoredWindows, stack_windows
 from songci.generation import Context
 from songci.training import device, runlog
 from songci.training.checkpoint import load_checkpoint, load_model, save_checkpoint
-from songci.training.device import choose_device, choose_dtype, few_threads, keep_large_blocks, seed_of, settle
+from songci.training.device import choose_device, choose_dtype, few_threads, seed_of, settle
 from songci.training.loss import TrainingLoss, head_loss, perplexity
 from songci.training.measure import Measures, mean_loss
 from songci.training.optim import Muon, make_optimizers, orthogonalize, schedule
-from songci.training.runlog import (
-    EVENTS,
-    LOG_FIELDS,
-    RUN_FILES,
-    check_folder,
-    log_line,
-    plot_curves,
-    read_log,
-    write_log,
-)
+from songci.training.runlog import LOG_FIELDS, RUN_FILES, check_folder, log_line, plot_curves, read_log, write_log
 
 VOCABULARY = Vocabulary("".join(map(chr, range(50, 100))), {"a": "b"})  # for SIZES[0]
 
@@ -102,21 +94,13 @@ def test_the_learning_rate_warms_up_and_falls_to_zero():
     assert schedule(0, 1, 0) == 1.0 and schedule(2, 3, 100) == 0.03
 
 
-def test_the_flags_reach_the_optimisers(make_trainer):
-    flags = ["--lr", 0.03, "--muon_lr", 0.05, "--weight_decay", 0.07]
-    adamw, muon = make_trainer(*flags).optimizers
-    assert [(g["base_lr"], g["weight_decay"]) for g in adamw.param_groups] == [(0.03, 0.07), (0.03, 0.0)]
-    assert [(g["base_lr"], g["weight_decay"]) for g in muon.param_groups] == [(0.05, 0.07)]
-
-
-def test_every_step_takes_the_rates_of_its_iteration(make_trainer):
-    run = make_trainer("--warmup_iters", 4, "--lr", 0.01, "--muon_lr", 0.02)
-    rates = []
-    for _ in range(12):
+def test_the_flags_reach_the_optimisers_and_every_step_takes_the_rates_of_its_iteration(make_trainer):
+    run = make_trainer("--warmup_iters", 4, "--lr", 0.03, "--muon_lr", 0.05, "--weight_decay", 0.07)
+    groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
+    assert [(g["base_lr"], g["weight_decay"]) for g in groups] == [(0.03, 0.07), (0.03, 0.0), (0.05, 0.07)]
+    for share in (1 / 4, 2 / 4, 3 / 4, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8):
         run.iterate()
-        rates.append([group["lr"] for optimizer in run.optimizers for group in optimizer.param_groups])
-    shares = [1 / 4, 2 / 4, 3 / 4, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
-    assert rates == [pytest.approx([0.01 * share, 0.01 * share, 0.02 * share]) for share in shares]
+        assert [g["lr"] for g in groups] == pytest.approx([0.03 * share, 0.03 * share, 0.05 * share])
 
 
 @pytest.mark.parametrize("clip", [0, 0.25])
@@ -166,9 +150,8 @@ def test_value_and_gradients_equal_those_of_torchs_cross_entropy(monkeypatch, ch
 
 def test_bfloat16_is_close():
     hidden, weight, targets = problem(400, 64)
-    exact = value_and_gradients(head_loss(hidden, weight, targets), hidden, weight)
-    rough = value_and_gradients(head_loss(hidden, weight, targets, torch.bfloat16), hidden, weight)
-    for ours, theirs in zip(rough, exact, strict=True):
+    losses = (head_loss(hidden, weight, targets, dtype) for dtype in (torch.bfloat16, torch.float32))
+    for ours, theirs in zip(*(value_and_gradients(loss, hidden, weight) for loss in losses), strict=True):
         assert ours.dtype == torch.float32 and (ours - theirs).norm() < 0.01 * theirs.norm()
 
 
@@ -201,20 +184,24 @@ def test_layers_and_head_compute_in_the_type_asked_for(dtype, monkeypatch):
 # --- measures ---------------------------------------------------------------------------------------------------------
 
 
+def assert_mean_loss(model, tokens, windows, spans, batchsize, predictions) -> None:
+    """The mean over spans (start, scored, length) of a text, each read by itself, which are so many predictions."""
+    losses = []
+    for start, scored, length in spans:
+        text = torch.from_numpy(tokens[start : start + length + 1].astype(np.int64))
+        with torch.no_grad():
+            losses.append(F.cross_entropy(model(text[None, :-1])[0][0], text[1:], reduction="none")[scored:])
+    losses = torch.cat(losses)
+    assert len(losses) == predictions
+    assert math.isclose(mean_loss(model, tokens, windows, batchsize), losses.mean().item(), rel_tol=1e-5)
+
+
 @pytest.mark.parametrize("n", [2, 10, 24, 25, 26, 49, 200])
 @pytest.mark.parametrize("batchsize", [1, 3])
 def test_the_stream_loss_counts_every_token_once(n, batchsize):
-    config = SIZES[1]  # windows of 24
-    model = make(config)
-    tokens = np.random.default_rng(0).integers(config.vocab_size, size=n).astype("<u2")
-    total = 0.0
-    for start in range(0, n - 1, 24):
-        piece = torch.from_numpy(tokens[start : start + 25].astype(np.int64))[None]
-        with torch.no_grad():
-            total += F.cross_entropy(model(piece[:, :-1])[0][0], piece[0, 1:], reduction="sum").item()
-    assert math.isclose(
-        mean_loss(model, tokens, ScoredWindows.of_stream(tokens, 24), batchsize), total / (n - 1), rel_tol=1e-5
-    )
+    tokens = np.random.default_rng(0).integers(SIZES[1].vocab_size, size=n).astype("<u2")
+    spans = [(start, 0, min(24, n - 1 - start)) for start in range(0, n - 1, 24)]
+    assert_mean_loss(make(SIZES[1]), tokens, ScoredWindows.of_stream(tokens, 24), spans, batchsize, n - 1)
 
 
 @pytest.mark.parametrize("seq_len", [4, 7, 8, 16])
@@ -238,19 +225,10 @@ def test_poem_windows_predict_every_character_once_in_the_windows_that_sampling_
 
 
 def test_the_poem_loss_is_the_mean_over_the_poems_characters():
-    config = SIZES[1]
-    model = make(config)
     tokens, _ = poems_of(9, 30, 25, 60, before=5)
-    windows = ScoredWindows.of_poems(tokens, TITLE_IDS, config.max_seq_len)
-    total, count = 0.0, 0
-    for start, scored, length in zip(windows.start, windows.scored, windows.length, strict=True):
-        for place in range(start + scored, start + length):
-            piece = torch.from_numpy(tokens[start : place + 1].astype(np.int64))[None]
-            with torch.no_grad():
-                total -= torch.log_softmax(model(piece)[0][0, -1], -1)[tokens[place + 1]].item()
-            count += 1
-    assert count == 9 + 30 + 25 + 60 - 4
-    assert math.isclose(mean_loss(model, tokens, windows, 3), total / count, rel_tol=1e-5)
+    windows = ScoredWindows.of_poems(tokens, TITLE_IDS, 24)
+    spans = zip(windows.start, windows.scored, windows.length, strict=True)
+    assert_mean_loss(make(SIZES[1]), tokens, windows, spans, 3, predictions=9 + 30 + 25 + 60 - 4)
 
 
 def test_a_share_of_the_poems_windows_is_spread_evenly(monkeypatch):
@@ -369,11 +347,9 @@ def test_one_process_that_found_float32_faster_decides_for_all(make_trainer, mon
         assert make_trainer().dtype == expected
 
 
-@pytest.mark.parametrize(
-    ("bfloat16_takes", "expected"), [(0.5, torch.bfloat16), (0.9, torch.float32), (2.0, torch.float32)]
-)
-def test_auto_takes_bfloat16_where_it_is_clearly_faster(monkeypatch, bfloat16_takes, expected):
-    """With a clock that goes on by what a product of each type is said to take."""
+@pytest.mark.parametrize(("seconds", "expected"), [(0.5, "bfloat16"), (0.9, "float32"), (2.0, "float32")])
+def test_auto_takes_bfloat16_where_it_is_clearly_faster(monkeypatch, seconds, expected):
+    """With a clock that goes on by what a product is said to take: one second in float32."""
     now = [0.0]
 
     class Operand:
@@ -381,22 +357,17 @@ def test_auto_takes_bfloat16_where_it_is_clearly_faster(monkeypatch, bfloat16_ta
             self.dtype = dtype
 
         def __matmul__(self, other):
-            now[0] += bfloat16_takes if self.dtype == torch.bfloat16 else 1.0
+            now[0] += seconds if self.dtype == torch.bfloat16 else 1.0
 
     monkeypatch.setattr(device.torch, "ones", lambda *shape, dtype: Operand(dtype))
     monkeypatch.setattr(device.time, "perf_counter", lambda: now[0])
-    assert choose_dtype("auto", torch.device("cpu")) == expected
-    assert choose_dtype("float32", torch.device("cpu")) == torch.float32
-    assert choose_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    for name, dtype in (("auto", expected), ("float32", "float32"), ("bfloat16", "bfloat16")):
+        assert choose_dtype(name, torch.device("cpu")) == getattr(torch, dtype)
 
 
 def test_keeping_large_blocks_does_no_harm_where_there_is_no_glibc(monkeypatch):
-    def missing(name):
-        raise OSError
-
-    keep_large_blocks()
-    monkeypatch.setattr(device.ctypes, "CDLL", missing)
-    keep_large_blocks()
+    monkeypatch.setattr(device.ctypes, "CDLL", Mock(side_effect=OSError))
+    device.keep_large_blocks()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
@@ -584,7 +555,7 @@ def test_tensorboard_reads_every_row_of_the_log_of_a_run_that_went_on(data_root,
         assert found[tag] == pytest.approx({row["iter"]: row[name] for row in rows}, rel=1e-4)
     assert found["loss/poem_val"].keys() == {12, 20}
     train_tiny(data_root, folder, "--overwrite")
-    assert not list(folder.glob(EVENTS))  # a new run has no curves of another
+    assert not list(folder.glob(runlog.EVENTS))  # a new run has no curves of another
 
 
 def test_without_the_package_nothing_of_an_earlier_run_is_touched(assert_user_error, ckpt_path, data_root, monkeypatch):
