@@ -9,18 +9,7 @@ import signal
 import matplotlib.image
 import pytest
 import torch
-from conftest import (
-    after_each_iteration,
-    assert_same_run,
-    contents,
-    logged,
-    prepared,
-    run_script,
-    song_text,
-    tiny_flags,
-    train_tiny,
-    weights,
-)
+from conftest import after_each_iteration, assert_same_run, contents, logged, prepared, tiny_flags, train_tiny, weights
 
 import train
 from songci import cli
@@ -111,21 +100,20 @@ def test_windows_follow_the_text(data_root, tmp_path, assert_refused):
     assert not (tmp_path / "c").exists()
 
 
-def test_bfloat16_and_float32_give_the_same_curve(tmp_path):
+def test_bfloat16_and_float32_give_the_same_curve(data_root, tmp_path):
     """Within 1 % over 200 iterations."""
-    data, curves = prepared(tmp_path / "data", song_text(1000)), []
+    curves = []
     for dtype in ("float32", "bfloat16"):
         flags = ["--dtype", dtype, "--iters", 200, "--eval_interval", 20, "--n_embd", 64, "--max_seq_len", 32]
-        curves.append(logged(train_tiny(data, tmp_path / dtype, *flags), "train_loss"))
+        curves.append(logged(train_tiny(data_root, tmp_path / dtype, *flags), "train_loss"))
     assert all(abs(a - b) < 0.01 * a for a, b in zip(*curves, strict=True))
     assert curves[0] != curves[1] and curves[0][-1] < 0.9 * curves[0][0]
 
 
 @pytest.mark.parametrize("flag", ["--no_pos", "--no_res"])
-def test_the_handouts_switches_train_under_the_default_recipe(flag, tmp_path):
-    data = prepared(tmp_path / "data", song_text(300))
-    folder = train_tiny(data, tmp_path / "run", flag, "--iters", 60, "--eval_interval", 20, "--warmup_iters", 10)
-    losses = logged(folder, "val_loss")
+def test_the_handouts_switches_train_under_the_default_recipe(flag, data_root, tmp_path):
+    flags = [flag, "--iters", 60, "--eval_interval", 20, "--warmup_iters", 10]
+    losses = logged(train_tiny(data_root, tmp_path / "run", *flags), "val_loss")
     assert losses[0] > losses[-1] and losses[-1] < math.log(128)
 
 
@@ -211,13 +199,6 @@ def test_a_scaled_loss_gives_the_same_steps_also_after_resuming(data_root, ckpt_
     for name, tensor in weights(ckpt_path).items():
         torch.testing.assert_close(weights(folder)[name], tensor)
     train_from(64.0, "--resume", "--iters", 13)
-
-
-def test_the_script_runs_as_a_program_and_reports(data_root, tmp_path):
-    done = run_script("train.py", *tiny_flags(data_root, tmp_path / "run"))
-    assert done.returncode == 0, done.stderr
-    assert "parameters on cpu" in done.stdout and "whole validation split, by poem: loss" in done.stdout
-    assert "iter     12 | loss" in done.stdout
 
 
 # --- what a user can get wrong ----------------------------------------------------------------------------------------
@@ -327,9 +308,8 @@ def test_resume_refuses_other_settings_and_changes_nothing(ckpt_path, finished, 
     assert contents(finished) == contents(ckpt_path)
 
 
-def test_resume_refuses_what_does_not_belong_to_the_run(data_root, ckpt_path, finished, tmp_path, assert_refused):
-    other_data = prepared(tmp_path / "data", song_text(30) + "另")
-    assert_refused(finished, "--resume", "--data_root", other_data, words=["another vocabulary"])
+def test_resume_refuses_what_is_not_of_the_run(data_root, tuned_root, ckpt_path, finished, tmp_path, assert_refused):
+    assert_refused(finished, "--resume", "--data_root", tuned_root, words=["another vocabulary"])
     assert_refused(finished, "--resume", "--iters", 11, words=["is at iteration 12 already"])
     assert contents(finished) == contents(ckpt_path)
     other_run = train_tiny(data_root, tmp_path / "other", "--n_embd", 32)

@@ -14,17 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import (
-    ROOT,
-    after_each_iteration,
-    assert_same_run,
-    contents,
-    logged,
-    prepared,
-    song_text,
-    tiny_flags,
-    train_tiny,
-)
+from conftest import ROOT, after_each_iteration, assert_same_run, contents, logged, song_text, tiny_flags, train_tiny
 from hostile import in_child
 
 import prepare
@@ -71,16 +61,19 @@ SEVERAL = ["--dtype", "float32", "--batchsize", "5", "--iters", "20", "--eval_it
 CHILDREN = "/proc/{0}/task/{0}/children"
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one_does(data_root, tmp_path):
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_the_program_reports_and_trains_as_one_process_does(data_root, tmp_path, processes):
     """An odd batch: the shares differ in size. The losses, means of four iterations, depend on all steps before."""
-    one, two = train_tiny(data_root, tmp_path / "one", *SEVERAL), tmp_path / "two"
-    with running(data_root, two, *SEVERAL, until="config.json", processes=2) as process:
+    one, folder = train_tiny(data_root, tmp_path / "one", *SEVERAL), tmp_path / "run"
+    with running(data_root, folder, *SEVERAL, until="config.json", processes=processes) as process:
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert logged(two, "train_loss") == pytest.approx(logged(one, "train_loss"), abs=1e-5)
-    assert "2 processes" in out and out.count("iter     20") == 1  # the first alone reports
-    assert contents(two).keys() == contents(one).keys()
+    assert logged(folder, "train_loss") == pytest.approx(logged(one, "train_loss"), abs=1e-5)
+    assert "parameters on cpu" in out and "whole validation split, by poem: loss" in out
+    assert out.count("iter     20 | loss") == 1 and ("2 processes" in out) == (
+        processes == 2
+    )  # the first alone reports
+    assert contents(folder).keys() == contents(one).keys()
 
 
 @pytest.mark.parametrize("accum", [2, 9])
@@ -342,9 +335,9 @@ def test_files_that_may_not_be_read_are_one_line(open_folder, tuned_root, tuned_
 
 
 @pytest.mark.parametrize("limit", [100, 2000, 5000])
-def test_a_full_disk_leaves_the_old_data_set(tmp_path, limit):
+def test_a_full_disk_leaves_the_old_data_set(data_root, tmp_path, limit):
     """meta.pkl has about 2 kB here, train.bin more: each limit ends another file."""
-    data = prepared(tmp_path / "data", song_text(100))
+    data = shutil.copytree(data_root, tmp_path / "data")
     (data / "input.txt").write_text(song_text(120, seed=1), encoding="utf-8")
     before = contents(data)
     assert_refused(prepare, "--data_root", data, words=["File too large"], file_size=limit)
