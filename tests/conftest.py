@@ -141,12 +141,34 @@ def tuned_ckpt(tuned_root, tmp_path_factory) -> Path:
     return train_tiny(tuned_root, tmp_path_factory.mktemp("workdirs") / "tuned")
 
 
+def tiny_flags(data_root: Path, ckpt_path: Path, *flags) -> list[str]:
+    """The command line that trains a tiny model for twelve iterations, with further flags."""
+    return list(map(str, ["--data_root", data_root, "--ckpt_path", ckpt_path, *TINY, *QUICK, *flags]))
+
+
 def train_tiny(data_root: Path, ckpt_path: Path, *flags) -> Path:
-    args = map(str, ["--data_root", data_root, "--ckpt_path", ckpt_path, *TINY, *QUICK, *flags])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["train.py", *args])
+        patch.setattr(sys, "argv", ["train.py", *tiny_flags(data_root, ckpt_path, *flags)])
         train.main()
     return ckpt_path
+
+
+@pytest.fixture
+def make_trainer(data_root, tmp_path):
+    """make_trainer(*flags) → a Trainer of a tiny model, before its first iteration."""
+    return lambda *flags: train.Trainer(train.parse_args(tiny_flags(data_root, tmp_path, *flags)))
+
+
+def after_each_iteration(patch, action) -> None:
+    """Lets action(trainer, loss, norm) follow every iteration of a training."""
+    iterate = train.Trainer.iterate
+
+    def iterate_and_act(self):
+        loss, norm = iterate(self)
+        action(self, loss, norm)
+        return loss, norm
+
+    patch.setattr(train.Trainer, "iterate", iterate_and_act)
 
 
 @pytest.fixture(scope="session")
@@ -159,6 +181,16 @@ def read_log(folder: Path) -> list[dict]:
     """The rows of a run's log.csv, as text."""
     with (folder / "log.csv").open(encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def logged(folder: Path, name: str) -> list[float]:
+    """A column of a run's log.csv."""
+    return [float(row[name]) for row in read_log(folder)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """All files below a folder."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def weights(folder: Path, name: str = "last.pt") -> dict:

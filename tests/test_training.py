@@ -1,6 +1,5 @@
 """The training room: optimiser, loss, measures, checkpoints, the machine, and the folder of a run."""
 
-import csv
 import dataclasses
 import hashlib
 import itertools
@@ -10,13 +9,14 @@ import platform
 import random
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import QUICK, ROOT, TINY, train_tiny
+from conftest import ROOT, after_each_iteration, contents, tiny_flags, train_tiny
 from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_corpus import TITLE_IDS, poems_of
@@ -29,20 +29,13 @@ from songci.corpus.windows import IGNORE, ScoredWindows, stack_windows
 from songci.generation import Context
 from songci.training import device, runlog
 from songci.training.checkpoint import load_checkpoint, load_model, save_checkpoint
-from songci.training.device import choose_device, choose_dtype, few_threads, keep_large_blocks, seed_of, settle
+from songci.training.device import choose_device, choose_dtype, few_threads, seed_of, settle
 from songci.training.loss import TrainingLoss, head_loss, perplexity
 from songci.training.measure import Measures, mean_loss
 from songci.training.optim import Muon, make_optimizers, orthogonalize, schedule
-from songci.training.runlog import (
-    EVENTS,
-    LOG_FIELDS,
-    RUN_FILES,
-    check_folder,
-    log_line,
-    plot_curves,
-    read_log,
-    write_log,
-)
+from songci.training.runlog import LOG_FIELDS, RUN_FILES, check_folder, log_line, plot_curves, read_log, write_log
+
+VOCABULARY = Vocabulary("".join(map(chr, range(50, 100))), {"a": "b"})  # for SIZES[0]
 
 # --- optimiser --------------------------------------------------------------------------------------------------------
 
@@ -96,44 +89,23 @@ def test_every_parameter_has_one_optimiser_and_only_matrices_decay(kind):
 
 def test_the_learning_rate_warms_up_and_falls_to_zero():
     rates = [schedule(i, 1000, 100) for i in range(1001)]
-    assert rates[0] == 0.01 and rates[99] == rates[100] == max(rates) == 1.0
-    assert math.isclose(rates[550], 0.5) and rates[1000] == 0.0
-    assert all(a < b for a, b in itertools.pairwise(rates[:100]))
-    assert all(a > b for a, b in itertools.pairwise(rates[100:]))
+    assert rates[:100] == pytest.approx(np.arange(1, 101) / 100) and rates[99] == 1.0
+    assert rates[100:] == pytest.approx(np.arange(900, -1, -1) / 900) and rates[1000] == 0.0
     assert schedule(0, 1, 0) == 1.0 and schedule(2, 3, 100) == 0.03
 
 
-@pytest.fixture
-def trainer(data_root, tmp_path):
-    """trainer(*flags) → a Trainer of a tiny model."""
-
-    def make_trainer(*flags):
-        arguments = ["--data_root", data_root, "--ckpt_path", tmp_path, *TINY, *QUICK, *flags]
-        return train.Trainer(train.parse_args(list(map(str, arguments))))
-
-    return make_trainer
-
-
-def test_the_flags_reach_the_optimisers(trainer):
-    flags = ["--lr", 0.03, "--muon_lr", 0.05, "--weight_decay", 0.07]
-    adamw, muon = trainer(*flags).optimizers
-    assert [(g["base_lr"], g["weight_decay"]) for g in adamw.param_groups] == [(0.03, 0.07), (0.03, 0.0)]
-    assert [(g["base_lr"], g["weight_decay"]) for g in muon.param_groups] == [(0.05, 0.07)]
-
-
-def test_every_step_takes_the_rates_of_its_iteration(trainer):
-    run = trainer("--warmup_iters", 4, "--lr", 0.01, "--muon_lr", 0.02)
-    rates = []
-    for _ in range(12):
+def test_the_flags_reach_the_optimisers_and_every_step_takes_the_rates_of_its_iteration(make_trainer):
+    run = make_trainer("--warmup_iters", 4, "--lr", 0.03, "--muon_lr", 0.05, "--weight_decay", 0.07)
+    groups = [group for optimizer in run.optimizers for group in optimizer.param_groups]
+    assert [(g["base_lr"], g["weight_decay"]) for g in groups] == [(0.03, 0.07), (0.03, 0.0), (0.05, 0.07)]
+    for share in (1 / 4, 2 / 4, 3 / 4, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8):
         run.iterate()
-        rates.append([group["lr"] for optimizer in run.optimizers for group in optimizer.param_groups])
-    shares = [1 / 4, 2 / 4, 3 / 4, 1, 1, 7 / 8, 6 / 8, 5 / 8, 4 / 8, 3 / 8, 2 / 8, 1 / 8]
-    assert rates == [pytest.approx([0.01 * share, 0.01 * share, 0.02 * share]) for share in shares]
+        assert [g["lr"] for g in groups] == pytest.approx([0.03 * share, 0.03 * share, 0.05 * share])
 
 
 @pytest.mark.parametrize("clip", [0, 0.25])
-def test_the_gradient_is_clipped_and_its_norm_reported_as_it_was_before(trainer, clip):
-    run, norms = trainer("--grad_clip", clip), []
+def test_the_gradient_is_clipped_and_its_norm_reported_as_it_was_before(make_trainer, clip):
+    run, norms = make_trainer("--grad_clip", clip), []
 
     def remember(*_):
         norms.append(torch.cat([p.grad.flatten() for p in run.model.parameters()]).norm().item())
@@ -144,8 +116,8 @@ def test_the_gradient_is_clipped_and_its_norm_reported_as_it_was_before(trainer,
         assert reported > 0.3 and norms.pop() == pytest.approx(clip or reported, rel=1e-4)
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run(trainer, monkeypatch):
-    run = trainer()
+def test_a_gradient_that_is_not_finite_ends_the_run(make_trainer, monkeypatch):
+    run = make_trainer()
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *_: torch.tensor(math.inf))
     with pytest.raises(UserError, match="gradient's norm inf at iteration 0"):
         run.iterate()
@@ -163,8 +135,8 @@ def problem(rows=40, C=12, V=50):
     return hidden, weight, targets
 
 
-def value_and_gradients(loss, *parameters):
-    return [loss, *torch.autograd.grad(3 * loss, parameters)]
+def value_and_gradients(loss, hidden, weight):
+    return [loss, *torch.autograd.grad(3 * loss, (hidden, weight))]
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
@@ -172,27 +144,20 @@ def test_value_and_gradients_equal_those_of_torchs_cross_entropy(monkeypatch, ch
     monkeypatch.setattr("songci.training.loss.CHUNK_ROWS", chunk)
     hidden, weight, targets = problem()
     plain = F.cross_entropy((hidden @ weight.T).flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
-    expected = value_and_gradients(plain, hidden, weight)
-    for ours, theirs in zip(
-        value_and_gradients(head_loss(hidden, weight, targets), hidden, weight), expected, strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+    pairs = [value_and_gradients(loss, hidden, weight) for loss in (head_loss(hidden, weight, targets), plain)]
+    torch.testing.assert_close(*pairs, atol=1e-5, rtol=1e-4)
 
 
 def test_bfloat16_is_close():
     hidden, weight, targets = problem(400, 64)
-    exact = value_and_gradients(head_loss(hidden, weight, targets), hidden, weight)
-    rough = value_and_gradients(head_loss(hidden, weight, targets, torch.bfloat16), hidden, weight)
-    for ours, theirs in zip(rough, exact, strict=True):
+    losses = (head_loss(hidden, weight, targets, dtype) for dtype in (torch.bfloat16, torch.float32))
+    for ours, theirs in zip(*(value_and_gradients(loss, hidden, weight) for loss in losses), strict=True):
         assert ours.dtype == torch.float32 and (ours - theirs).norm() < 0.01 * theirs.norm()
 
 
-def test_targets_that_are_all_ignored_give_zero():
+def test_no_target_at_all_gives_zero_and_a_certain_mistake_a_finite_loss():
     hidden, weight, targets = problem()
     assert head_loss(hidden, weight, torch.full_like(targets, IGNORE)).item() == 0
-
-
-def test_a_certain_mistake_is_a_finite_loss():
     hidden, weight = torch.ones(1, 1, 1), torch.tensor([[1000.0], [0.0]])
     assert math.isfinite(head_loss(hidden, weight, torch.tensor([[1]])).item())
 
@@ -219,20 +184,24 @@ def test_layers_and_head_compute_in_the_type_asked_for(dtype, monkeypatch):
 # --- measures ---------------------------------------------------------------------------------------------------------
 
 
+def assert_mean_loss(model, tokens, windows, spans, batchsize, predictions) -> None:
+    """The mean over spans (start, scored, length) of a text, each read by itself, which are so many predictions."""
+    losses = []
+    for start, scored, length in spans:
+        text = torch.from_numpy(tokens[start : start + length + 1].astype(np.int64))
+        with torch.no_grad():
+            losses.append(F.cross_entropy(model(text[None, :-1])[0][0], text[1:], reduction="none")[scored:])
+    losses = torch.cat(losses)
+    assert len(losses) == predictions
+    assert math.isclose(mean_loss(model, tokens, windows, batchsize), losses.mean().item(), rel_tol=1e-5)
+
+
 @pytest.mark.parametrize("n", [2, 10, 24, 25, 26, 49, 200])
 @pytest.mark.parametrize("batchsize", [1, 3])
 def test_the_stream_loss_counts_every_token_once(n, batchsize):
-    config = SIZES[1]  # windows of 24
-    model = make(config)
-    tokens = np.random.default_rng(0).integers(config.vocab_size, size=n).astype("<u2")
-    total = 0.0
-    for start in range(0, n - 1, 24):
-        piece = torch.from_numpy(tokens[start : start + 25].astype(np.int64))[None]
-        with torch.no_grad():
-            total += F.cross_entropy(model(piece[:, :-1])[0][0], piece[0, 1:], reduction="sum").item()
-    assert math.isclose(
-        mean_loss(model, tokens, ScoredWindows.of_stream(tokens, 24), batchsize), total / (n - 1), rel_tol=1e-5
-    )
+    tokens = np.random.default_rng(0).integers(SIZES[1].vocab_size, size=n).astype("<u2")
+    spans = [(start, 0, min(24, n - 1 - start)) for start in range(0, n - 1, 24)]
+    assert_mean_loss(make(SIZES[1]), tokens, ScoredWindows.of_stream(tokens, 24), spans, batchsize, n - 1)
 
 
 @pytest.mark.parametrize("seq_len", [4, 7, 8, 16])
@@ -256,19 +225,10 @@ def test_poem_windows_predict_every_character_once_in_the_windows_that_sampling_
 
 
 def test_the_poem_loss_is_the_mean_over_the_poems_characters():
-    config = SIZES[1]
-    model = make(config)
     tokens, _ = poems_of(9, 30, 25, 60, before=5)
-    windows = ScoredWindows.of_poems(tokens, TITLE_IDS, config.max_seq_len)
-    total, count = 0.0, 0
-    for start, scored, length in zip(windows.start, windows.scored, windows.length, strict=True):
-        for place in range(start + scored, start + length):
-            piece = torch.from_numpy(tokens[start : place + 1].astype(np.int64))[None]
-            with torch.no_grad():
-                total -= torch.log_softmax(model(piece)[0][0, -1], -1)[tokens[place + 1]].item()
-            count += 1
-    assert count == 9 + 30 + 25 + 60 - 4
-    assert math.isclose(mean_loss(model, tokens, windows, 3), total / count, rel_tol=1e-5)
+    windows = ScoredWindows.of_poems(tokens, TITLE_IDS, 24)
+    spans = zip(windows.start, windows.scored, windows.length, strict=True)
+    assert_mean_loss(make(SIZES[1]), tokens, windows, spans, 3, predictions=9 + 30 + 25 + 60 - 4)
 
 
 def test_a_share_of_the_poems_windows_is_spread_evenly(monkeypatch):
@@ -296,41 +256,37 @@ def test_a_loss_is_measured_without_dropout_and_training_goes_on_with_it():
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_brings_back_the_model_and_its_vocabulary(tmp_path):
-    for flags in ({}, {"no_pos": True}, {"no_res": True}):
-        config = dataclasses.replace(SIZES[0], **flags)
-        model, vocabulary = make(config), Vocabulary("".join(map(chr, range(50, 100))), {"a": "b"})
-        save_checkpoint(tmp_path / "best.pt", model, vocabulary, iteration=3)
-        loaded, loaded_vocabulary, checkpoint = load_checkpoint(tmp_path / "best.pt")
-        U = token_ids(config)
-        assert torch.equal(loaded.eval()(U)[0], model(U)[0])
-        assert loaded.config == config and loaded_vocabulary == vocabulary and checkpoint["iteration"] == 3
-        assert loaded.head.weight is loaded.token_embedding.weight
-
-
-def test_the_model_of_a_run_drops_nothing(tmp_path):
-    model = make(dataclasses.replace(SIZES[0], dropout=0.5))
-    save_checkpoint(tmp_path / "best.pt", model, Vocabulary("".join(map(chr, range(50, 100)))))
-    loaded = load_model(tmp_path).model
-    U = token_ids(model.config)
-    assert not loaded.training and torch.equal(loaded(U)[0], model(U)[0])
+@pytest.mark.parametrize("flags", [{}, {"no_pos": True}, {"no_res": True}, {"dropout": 0.5}])
+def test_a_checkpoint_brings_back_the_model_and_its_vocabulary(tmp_path, flags):
+    model = make(dataclasses.replace(SIZES[0], **flags))
+    save_checkpoint(tmp_path / "best.pt", model, VOCABULARY, iteration=3)
+    loaded, vocabulary, checkpoint = load_checkpoint(tmp_path / "best.pt")
+    assert loaded.config == model.config and vocabulary == VOCABULARY and checkpoint["iteration"] == 3
+    assert loaded.head.weight is loaded.token_embedding.weight
+    ready, U = load_model(tmp_path).model, token_ids(model.config)
+    assert not ready.training  # it drops nothing
+    for again in (ready, loaded.eval()):
+        assert torch.equal(again(U)[0], model(U)[0])
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
-    path = tmp_path / "best.pt"
-    with pytest.raises(UserError, match=r"run train\.py --ckpt_path"):
-        load_checkpoint(path)
-    config = SIZES[0]
-    vocabulary = Vocabulary("".join(map(chr, range(50, 100))))
-    save_checkpoint(path, make(config), vocabulary)
-    content = path.read_bytes()
+    path, model = tmp_path / "best.pt", make(SIZES[0])
+
+    def assert_refused(words="damaged"):
+        with pytest.raises(UserError, match=words):
+            load_checkpoint(path)
+
+    assert_refused(r"run train\.py --ckpt_path")
+    save_checkpoint(path, model, VOCABULARY)
+    content, checkpoint = path.read_bytes(), torch.load(path)
     for damaged in (b"", b"x", content[: len(content) // 2], content[:-1]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="damaged"):
-            load_checkpoint(path)
+        assert_refused()
+    for change in ({"vocab_size": 51}, {"max_seq_len": 17}, {"n_head": 3}, {"title": (0,)}):
+        torch.save({**checkpoint, "config": {**checkpoint["config"], **change}}, path)
+        assert_refused()
     torch.save({"model": torch.nn.Linear(2, 2)}, path)  # a pickled class
-    with pytest.raises(UserError, match="damaged"):
-        load_checkpoint(path)
+    assert_refused()
     flips = [(place, place % 8) for place in random.Random(0).sample(range(len(content)), 60)]
     entry = content.rindex(b"archive/data/0") - 46  # in the zip file's directory
     for place, bit in [*flips, (entry + 38, 4)]:  # the last makes the part a folder, which torch reads as anything
@@ -340,14 +296,7 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         except UserError as error:
             assert "damaged" in str(error)
         else:  # in what the zip file says of its parts, and nobody reads
-            assert all(map(torch.equal, loaded.state_dict().values(), make(config).state_dict().values()))
-    for change in ({"vocab_size": 51}, {"max_seq_len": 17}, {"n_head": 3}, {"title": (0,)}):
-        save_checkpoint(path, make(config), vocabulary)
-        checkpoint = torch.load(path)
-        checkpoint["config"].update(change)
-        torch.save(checkpoint, path)
-        with pytest.raises(UserError, match="damaged"):
-            load_checkpoint(path)
+            assert all(map(torch.equal, loaded.state_dict().values(), model.state_dict().values()))
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------
@@ -367,18 +316,15 @@ def test_auto_takes_the_best_device_there_is(monkeypatch):
     assert choose_device("auto").type == "mps"
 
 
-def test_auto_takes_bfloat16_on_gpus_that_have_it(monkeypatch):
+def test_gpus_compute_in_bfloat16_if_they_have_it_and_cuda_alone_in_float16(monkeypatch):
+    cuda, mps, cpu = map(torch.device, ("cuda", "mps", "cpu"))
     for has_it, expected in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, has_it=has_it: has_it)
-        assert choose_dtype("auto", torch.device("cuda")) == expected
-    assert choose_dtype("auto", torch.device("mps")) == torch.float32
-
-
-def test_float16_is_for_cuda_alone():
-    assert choose_dtype("float16", torch.device("cuda")) == torch.float16
-    for kind in ("cpu", "mps"):
-        with pytest.raises(UserError, match=f"float16 is for GPUs: on {kind} use"):
-            choose_dtype("float16", torch.device(kind))
+        assert choose_dtype("auto", cuda) == expected
+    assert choose_dtype("auto", mps) == torch.float32 and choose_dtype("float16", cuda) == torch.float16
+    for other in (cpu, mps):
+        with pytest.raises(UserError, match=f"float16 is for GPUs: on {other} use"):
+            choose_dtype("float16", other)
 
 
 def test_every_choice_of_numbers_has_a_seed_of_its_own():
@@ -389,25 +335,21 @@ def test_every_choice_of_numbers_has_a_seed_of_its_own():
 
 
 @pytest.mark.parametrize(("dtype", "scales"), [(torch.float16, True), (torch.bfloat16, False), (torch.float32, False)])
-def test_gradients_are_scaled_for_float16_alone(data_root, tmp_path, monkeypatch, dtype, scales):
+def test_gradients_are_scaled_for_float16_alone(make_trainer, monkeypatch, dtype, scales):
     monkeypatch.setattr(train, "choose_dtype", lambda *_: dtype)  # as if the CPU were a GPU
-    args = train.parse_args(["--data_root", str(data_root), "--ckpt_path", str(tmp_path), *TINY, *QUICK])
-    assert train.Trainer(args).scaler.is_enabled() is scales
+    assert make_trainer().scaler.is_enabled() is scales
 
 
-def test_one_process_that_found_float32_faster_decides_for_all(data_root, tmp_path, monkeypatch):
-    flags = ["--data_root", str(data_root), "--ckpt_path", str(tmp_path), *TINY, *QUICK]
+def test_one_process_that_found_float32_faster_decides_for_all(make_trainer, monkeypatch):
     monkeypatch.setattr(train, "choose_dtype", lambda *_: torch.bfloat16)
     for share, expected in ((1, torch.bfloat16), (0.5, torch.float32)):
         monkeypatch.setattr(train.Parallel, "total", lambda self, own, device, share=share: [own * share])
-        assert train.Trainer(train.parse_args(flags)).dtype == expected
+        assert make_trainer().dtype == expected
 
 
-@pytest.mark.parametrize(
-    ("bfloat16_takes", "expected"), [(0.5, torch.bfloat16), (0.9, torch.float32), (2.0, torch.float32)]
-)
-def test_auto_takes_bfloat16_where_it_is_clearly_faster(monkeypatch, bfloat16_takes, expected):
-    """With a clock that goes on by what a product of each type is said to take."""
+@pytest.mark.parametrize(("seconds", "expected"), [(0.5, "bfloat16"), (0.9, "float32"), (2.0, "float32")])
+def test_auto_takes_bfloat16_where_it_is_clearly_faster(monkeypatch, seconds, expected):
+    """With a clock that goes on by what a product is said to take: one second in float32."""
     now = [0.0]
 
     class Operand:
@@ -415,22 +357,17 @@ def test_auto_takes_bfloat16_where_it_is_clearly_faster(monkeypatch, bfloat16_ta
             self.dtype = dtype
 
         def __matmul__(self, other):
-            now[0] += bfloat16_takes if self.dtype == torch.bfloat16 else 1.0
+            now[0] += seconds if self.dtype == torch.bfloat16 else 1.0
 
     monkeypatch.setattr(device.torch, "ones", lambda *shape, dtype: Operand(dtype))
     monkeypatch.setattr(device.time, "perf_counter", lambda: now[0])
-    assert choose_dtype("auto", torch.device("cpu")) == expected
-    assert choose_dtype("float32", torch.device("cpu")) == torch.float32
-    assert choose_dtype("bfloat16", torch.device("cpu")) == torch.bfloat16
+    for name, dtype in (("auto", expected), ("float32", "float32"), ("bfloat16", "bfloat16")):
+        assert choose_dtype(name, torch.device("cpu")) == getattr(torch, dtype)
 
 
 def test_keeping_large_blocks_does_no_harm_where_there_is_no_glibc(monkeypatch):
-    def missing(name):
-        raise OSError
-
-    keep_large_blocks()
-    monkeypatch.setattr(device.ctypes, "CDLL", missing)
-    keep_large_blocks()
+    monkeypatch.setattr(device.ctypes, "CDLL", Mock(side_effect=OSError))
+    device.keep_large_blocks()
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
@@ -462,22 +399,24 @@ def test_a_resumed_run_settles_on_what_it_began_with(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    (tmp_path / "config.json").write_text('{"device": "cpu", "dtype": "bfloat16", "threads": 3}')
-    args = train.parse_args(["--resume"])
-    assert settle(args, tmp_path).type == "cpu" and args.dtype == "bfloat16" and asked == []
-    assert threads == []  # the tests set OMP_NUM_THREADS, as torchrun does
+
+    def settled(run, *flags):
+        (tmp_path / "config.json").write_text(json.dumps(run))
+        args = train.parse_args(flags)
+        return settle(args, tmp_path).type, args.dtype
+
+    run = {"device": "cpu", "dtype": "bfloat16", "threads": 3}
+    assert settled(run, "--resume") == ("cpu", "bfloat16")
+    assert asked == threads == []  # the tests set OMP_NUM_THREADS, as torchrun does
     monkeypatch.delenv("OMP_NUM_THREADS")
-    settle(args, tmp_path)
-    (tmp_path / "config.json").write_text('{"device": "cpu", "dtype": "bfloat16", "threads": 16}')
-    settle(args, tmp_path)
-    assert threads == [3, 4]
-    args = train.parse_args(["--resume", "--device", "cuda", "--dtype", "float32"])
-    assert settle(args, tmp_path).type == "cuda" and args.dtype == "float32" and asked == ["high"]
+    settled(run, "--resume")
+    settled({**run, "threads": 16}, "--resume")
+    assert threads == [3, 4] and asked == []
+    assert settled(run, "--resume", "--device", "cuda", "--dtype", "float32") == ("cuda", "float32")
+    assert asked == ["high"]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    (tmp_path / "config.json").write_text('{"device": "cuda:1", "dtype": "float32", "threads": 3}')
-    assert settle(train.parse_args(["--resume"]), tmp_path).type == "cpu"
-    args = train.parse_args([])
-    assert settle(args, tmp_path).type == "cpu" and args.dtype == "auto"
+    assert settled({**run, "device": "cuda:1", "dtype": "float32"}, "--resume") == ("cpu", "float32")
+    assert settled(run) == ("cpu", "auto")
 
 
 def test_sampling_from_a_small_model_takes_one_thread(monkeypatch):
@@ -494,25 +433,21 @@ def test_sampling_from_a_small_model_takes_one_thread(monkeypatch):
 # --- the folder of a run ----------------------------------------------------------------------------------------------
 
 
-ROWS = [dict.fromkeys(LOG_FIELDS, i + 1.5) for i in range(3)]
+ROWS = [{name: 10 * i + place for place, name in enumerate(LOG_FIELDS)} for i in range(3)]
 
 
-def test_a_log_is_read_as_it_was_written(tmp_path):
+def test_a_log_is_a_table_with_six_digits_and_is_read_as_it_was_written(tmp_path):
+    path = tmp_path / "log.csv"
     rows = [{name: value for name, value in ROWS[0].items() if "poem" not in name}, ROWS[1]]
-    write_log(tmp_path / "log.csv", rows)
-    assert (tmp_path / "log.csv").read_bytes().decode().splitlines()[0] == ",".join(LOG_FIELDS)
-    assert read_log(tmp_path / "log.csv") == rows
-
-
-def test_a_damaged_log_is_refused(tmp_path):
-    (tmp_path / "log.csv").write_text("iter,train_loss\n1,x\n")
+    write_log(path, [*rows, {"iter": 123456, "lr": 1.234567e-5, "val_loss": 4.567894}])
+    content = path.read_bytes()
+    assert b"\r" not in content and content.isascii() and content.endswith(b"\n")
+    header, *_, last = content.decode().splitlines()
+    assert header.split(",") == LOG_FIELDS and last == "123456,1.23457e-05,,,4.56789" + "," * (len(LOG_FIELDS) - 5)
+    assert read_log(path) == [*rows, {"iter": 123456, "lr": 1.23457e-5, "val_loss": 4.56789}]
+    path.write_text("iter,train_loss\n1,x\n")
     with pytest.raises(UserError, match="damaged"):
-        read_log(tmp_path / "log.csv")
-
-
-def test_a_log_keeps_six_digits(tmp_path):
-    write_log(tmp_path / "log.csv", [{"iter": 123456, "lr": 1.234567e-5, "val_loss": 4.567894}])
-    assert (tmp_path / "log.csv").read_text().splitlines()[1].rstrip(",") == "123456,1.23457e-05,,,4.56789"
+        read_log(path)
 
 
 def test_a_line_of_the_report_tells_what_the_row_holds():
@@ -526,10 +461,9 @@ def test_a_line_of_the_report_tells_what_the_row_holds():
 
 def test_the_row_of_an_evaluation_is_of_the_iterations_since_the_last(data_root, tmp_path, monkeypatch):
     """With a clock that says half a second for each iteration."""
-    iterate, steps = train.Trainer.iterate, []
-    ticks = itertools.count()
+    ticks, steps = itertools.count(), []
     monkeypatch.setattr(train.time, "perf_counter", lambda: next(ticks) / 2)
-    monkeypatch.setattr(train.Trainer, "iterate", lambda self: steps.append(iterate(self)) or steps[-1])
+    after_each_iteration(monkeypatch, lambda run, *step: steps.append(step))
     folder = train_tiny(data_root, tmp_path / "run", "--dtype", "float32")
     for row, end in zip(read_log(folder / "log.csv"), (4, 8, 12), strict=True):
         assert row["train_loss"] == pytest.approx(sum(loss for loss, _ in steps[end - 4 : end]) / 4, rel=1e-5)
@@ -558,8 +492,7 @@ def test_a_new_run_clears_the_folder_and_a_resumed_one_keeps_it(tmp_path, resume
     for name in [*half_written, *kept, *cleared]:
         (tmp_path / name).write_text(name)
     runlog.begin_folder(tmp_path, resume, {"seed": 7}, tmp_path)
-    expected = [*kept, "config.json", *(cleared if resume else [])]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(expected)
+    assert contents(tmp_path).keys() == {*kept, "config.json", *(cleared if resume else [])}
     assert json.loads((tmp_path / "config.json").read_text())["seed"] == 7
 
 
@@ -579,53 +512,26 @@ def test_config_tells_of_corpus_and_code(tmp_path, monkeypatch):
     assert runlog.provenance(tmp_path)["git_changes"] is True
 
 
-def test_curves_show_the_numbers_of_the_log(tmp_path, monkeypatch):
-    figures, save = [], Figure.savefig
+@pytest.mark.parametrize("file_name", ["curves.jpg", "curves.png"])
+def test_curves_show_the_numbers_of_the_log(tmp_path, monkeypatch, recwarn, file_name):
+    """Of one run and of several, also with a Chinese name: matplotlib warns of a character that it has no glyph for."""
+    figures, pictures, save = [], [], Figure.savefig
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self) or save(self, *a, **k))
-    rows = [{name: 10 * i + place for place, name in enumerate(LOG_FIELDS)} for i in range(3)]
-    plot_curves({"": rows}, tmp_path / "curves.png")
-    plot_curves({"a": rows, "b": rows[:2]}, tmp_path / "curves.png")
+    for runs in ({"": ROWS}, {"a": ROWS, "b": ROWS[:2]}, {"宋词": ROWS, "default": ROWS}):
+        plot_curves(runs, tmp_path / file_name)
+        pictures.append(matplotlib.image.imread(tmp_path / file_name))
+    assert all(picture.std() > 0.05 for picture in pictures) and (pictures[0] != pictures[1]).any()
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
     names = [("train", "validation"), ("a train", "a val", "b train", "b val")]
-    for figure, labels in zip(figures, names, strict=True):
+    for figure, labels in zip(figures[:2], names, strict=True):
         assert [axes.get_yscale() for axes in figure.axes] == ["linear", "log"]
         for axes, measure in zip(figure.axes, ("loss", "perplexity"), strict=True):
             assert axes.get_title() == measure and tuple(line.get_label() for line in axes.lines) == labels
             for line, label in zip(axes.lines, labels, strict=True):
-                split, shown = "train" if "train" in label else "val", rows[:2] if label[0] == "b" else rows
+                split, shown = "train" if "train" in label else "val", ROWS[:2] if label[0] == "b" else ROWS
                 assert line.get_linestyle() == ("--" if split == "train" else "-")
                 assert line.get_xdata().tolist() == [row["iter"] for row in shown]
                 assert line.get_ydata().tolist() == [row[f"{split}_{measure}"] for row in shown]
-
-
-@pytest.mark.parametrize("name", ["curves.jpg", "curves.png"])
-def test_curves_of_one_run_and_of_several_are_drawn(tmp_path, name):
-    pictures = []
-    for runs in ({"": ROWS}, {"a": ROWS, "b": ROWS[:2]}):
-        plot_curves(runs, tmp_path / name)
-        pictures.append(matplotlib.image.imread(tmp_path / name))
-    assert all(picture.std() > 0.05 for picture in pictures)
-    assert (pictures[0] != pictures[1]).any()
-
-
-def test_a_run_with_a_chinese_name_is_drawn_without_boxes(tmp_path, recwarn):
-    """matplotlib warns of each character that it has no glyph for."""
-    row = {"iter": 1, "train_loss": 1, "val_loss": 1, "train_perplexity": 3, "val_perplexity": 3}
-    plot_curves({"宋词": [row], "default": [row]}, tmp_path / "curves.png")
-    assert (tmp_path / "curves.png").stat().st_size > 1000
-    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
-
-
-def test_a_log_is_a_table_that_any_program_reads(ckpt_path):
-    content = (ckpt_path / "log.csv").read_bytes()
-    assert b"\r" not in content and content.isascii() and content.endswith(b"\n")
-    header, *rows = csv.reader(content.decode().splitlines())
-    assert header == LOG_FIELDS and len(rows) == 3
-    for row in rows:
-        assert len(row) == len(header)
-        filled = [cell for cell in row if cell]
-        assert all(math.isfinite(float(cell)) for cell in filled)
-        assert row[: len(filled)] == filled and len(filled) in (len(header), len(header) - 4)  # the last row has all
-    assert all(rows[-1])
 
 
 def curves(folder) -> dict[str, dict[int, float]]:
@@ -649,12 +555,12 @@ def test_tensorboard_reads_every_row_of_the_log_of_a_run_that_went_on(data_root,
         assert found[tag] == pytest.approx({row["iter"]: row[name] for row in rows}, rel=1e-4)
     assert found["loss/poem_val"].keys() == {12, 20}
     train_tiny(data_root, folder, "--overwrite")
-    assert not list(folder.glob(EVENTS))  # a new run has no curves of another
+    assert not list(folder.glob(runlog.EVENTS))  # a new run has no curves of another
 
 
 def test_without_the_package_nothing_of_an_earlier_run_is_touched(assert_user_error, ckpt_path, data_root, monkeypatch):
     before = (ckpt_path / "last.pt").read_bytes()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    flags = ["--data_root", data_root, "--ckpt_path", ckpt_path, *TINY, *QUICK, "--overwrite", "--tensorboard"]
+    flags = tiny_flags(data_root, ckpt_path, "--overwrite", "--tensorboard")
     assert_user_error(train, *flags, words=["--tensorboard", "pip install tensorboard"])
     assert (ckpt_path / "last.pt").read_bytes() == before
