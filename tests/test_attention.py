@@ -47,36 +47,26 @@ def poem(folder):
 # Numbers
 
 
-@pytest.mark.parametrize(
-    ("text", "places", "expected"),
-    [
-        pytest.param(CLAUSES, [0, *range(13)], [0, 1, 1, 0], id="the previous character"),
-        pytest.param("甲乙丙丁", [0] * 4, [0, 2, 1 / 3, np.nan], id="the first character"),
-        pytest.param(CLAUSES, [*range(10), 5, 6, 7, 13], [0, 15 / 13, 0, 1], id="the same place, clause before"),
-    ],
-)
-def test_the_statistics_of_a_head_that_looks_at(text, places, expected):
-    weights = torch.eye(len(text))[places]  # character i looks at places[i] only
-    assert stats.head_statistics([weights[None, None]], text)[:, 0, 0] == pytest.approx(expected, nan_ok=True)
+def test_the_statistics_of_heads_worked_out_by_hand():
+    """Heads that look at the previous character, the first, the same place of the clause before, and at all alike."""
+    places = ([0, *range(13)], [0] * 14, [*range(10), 5, 6, 7, 13])  # character i looks at places[i] only
+    previous, first, same = (torch.eye(14)[row] for row in places)
+    alike = torch.ones(14, 14).tril() / torch.arange(1, 15)[:, None]
+    values = stats.head_statistics([torch.stack(layer)[None] for layer in ((previous, first), (same, alike))], CLAUSES)
+    choices = np.arange(2, 15)
+    entropy = [[0, 0], [0, np.log(choices).mean()]]
+    distance = [[1, 7], [15 / 13, 3.5]]
+    before = [[1, 1 / 13], [0, (1 / choices).mean()]]
+    clause = [[0, 0], [1, (1 / 11 + 1 / 12 + 1 / 13) / 3]]
+    np.testing.assert_allclose(values, [entropy, distance, before, clause], rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(stats.uniform_statistics(CLAUSES), values[:, 1, 1])
+    assert np.isnan(stats.uniform_statistics("一二三")).tolist() == [False] * 3 + [True]  # there is one clause
 
 
 def test_same_places_pairs_clauses_and_leaves_the_title_out():
     assert stats.same_places(CLAUSES) == [(10, 5), (11, 6), (12, 7)]
     assert stats.same_places("一二三。四五、六七八九") == [(4, 0), (5, 1), (7, 4), (8, 5)]
     assert stats.same_places("") == []
-
-
-def test_a_uniform_head_has_the_entropy_and_the_distance_of_its_choices():
-    expected = [(np.log(2) + np.log(3)) / 2, (1 / 2 + 1) / 2, (1 / 2 + 1 / 3) / 2, np.nan]
-    assert stats.uniform_statistics("一二三") == pytest.approx(expected, nan_ok=True)
-
-
-def test_each_layer_and_head_has_its_own_statistics(reading):
-    values = stats.head_statistics(reading.weights, reading.text)
-    assert values.shape == (4, 2, 2)
-    for layer, head in np.ndindex(2, 2):
-        alone = stats.head_statistics([reading.weights[layer][:, [head]]], reading.text)
-        assert np.allclose(values[:, layer, head], alone[:, 0, 0], equal_nan=True)
 
 
 def test_predictions_and_losses_are_those_of_the_model(reading):
@@ -124,25 +114,18 @@ def test_validation_loss_is_the_same_each_time_and_of_so_many_windows(reading, d
     assert not used[0].scored.any()  # each begins with a title
 
 
-def test_the_last_row_of_the_lens_is_the_model_itself(reading):
+def test_a_row_of_the_lens_is_what_a_model_that_ended_there_would_predict(reading):
     best, probs, losses = stats.logit_lens(reading)
     assert [len(row) for row in best] == [14] * 3 and probs.shape == (3, 14) and losses.shape == (3,)
-    top, top_probs = stats.top_predictions(reading, k=1)
-    assert best[-1] == "".join(top) and np.allclose(probs[-1], top_probs[:, 0], atol=1e-6)
-    assert losses[-1] == pytest.approx(np.nanmean(stats.character_losses(reading)), abs=1e-5)
-    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in reading.model.layers)
-
-
-def test_the_lens_reads_what_a_model_of_fewer_layers_would(reading):
-    """The row after the first layer equals the prediction of the model whose second layer adds nothing."""
-    best, _, losses = stats.logit_lens(reading)
     model = copy.deepcopy(reading.model)
-    for part in (model.layers[1].attention.out, model.layers[1].feed_forward.down):
-        for parameter in part.parameters():
-            parameter.data.zero_()
-    shallow = stats.read(model, reading.vocabulary, reading.text)
-    assert best[1] == "".join(stats.top_predictions(shallow, k=1)[0])
-    assert losses[1] == pytest.approx(np.nanmean(stats.character_losses(shallow)), abs=1e-4)
+    for depth in (2, 1, 0):  # the last is the model itself
+        model.layers = model.layers[:depth]
+        logits, _ = model(reading.ids)
+        ended = replace(reading, logits=logits[0].detach())
+        top, top_probs = stats.top_predictions(ended, k=1)
+        assert best[depth] == "".join(top) and np.allclose(probs[depth], top_probs[:, 0], atol=1e-6)
+        assert losses[depth] == pytest.approx(np.nanmean(stats.character_losses(ended)), abs=1e-5)
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in reading.model.layers)
 
 
 # Pictures
@@ -231,17 +214,14 @@ def test_the_lens_has_a_row_a_depth_and_the_text_below(reading):
         assert [text for text in shown[start + 1 : start + 29] if text] == row
 
 
-def test_in_the_lens_the_first_row_of_each_run_has_its_name(reading, monkeypatch):
-    monkeypatch.setattr(plots, "ROW", 10)
-    picture = plots.lens(reading, replace(reading, name="other"))
-    assert [axes.get_title(loc="left") for axes in picture.axes] == ["small", "", "other", ""]
-
-
-def test_runs_side_by_side_may_differ_in_size(reading):
+def test_pictures_of_several_runs_name_them_and_the_runs_may_differ_in_size(reading, monkeypatch):
     weights = torch.rand(3, 1, 5, 14, 14).tril()
     other = replace(reading, weights=list(weights / weights.sum(-1, keepdim=True)), name="other")
-    picture = plots.statistics(reading, other)
-    assert [axes.get_title().split("\n")[0] for axes in picture.axes] == ["small"] * 4 + ["other"] * 4
+    titles = [axes.get_title().split("\n")[0] for axes in plots.statistics(reading, other).axes]
+    assert titles == ["small"] * 4 + ["other"] * 4
+    monkeypatch.setattr(plots, "ROW", 10)  # a text in two rows of the lens, the first of which has the name
+    titles = [axes.get_title(loc="left") for axes in plots.lens(reading, other).axes]
+    assert titles == ["small", "", "other", ""]
 
 
 @pytest.mark.filterwarnings("error")
@@ -290,8 +270,6 @@ def test_runs_that_do_not_exist_are_named_with_the_command_that_makes_them(folde
 
 # bertviz' views
 
-both_views = pytest.mark.parametrize("draw", [page.head_view, page.model_view])
-
 
 def parameters(view: page.View) -> dict:
     """The data in a view's script."""
@@ -299,27 +277,21 @@ def parameters(view: page.View) -> dict:
     return json.JSONDecoder().raw_decode(data)[0]
 
 
-@both_views
-def test_a_view_holds_the_models_weights_once_and_rounded(poem, draw):
-    view = draw(poem)
+@pytest.mark.parametrize("draw", [page.head_view, page.model_view])
+def test_a_view_holds_the_models_weights_once_and_rounded_and_asks_for_nothing_outside(poem, draw):
+    view, tags = draw(poem), []
     [data] = parameters(view)["attention"]
     assert data["left_text"] == data["right_text"] == poem.tokens
     weights = torch.cat(poem.weights).numpy()  # (layers, h, L, L)
     assert np.abs(np.array(data["attn"]) - weights).max() <= 0.5001e-4
     assert all(len(str(w)) <= 6 for w in data["attn"][2][1][47])
     assert view.document.count('"left_text"') == 1 and len(view.frame()) < 700_000
-
-
-@both_views
-def test_a_view_asks_for_nothing_outside(poem, draw):
-    tags = []
     parser = html.parser.HTMLParser()
     parser.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
-    parser.feed(draw(poem).document)
+    parser.feed(view.document)
     assert {"html", "head", "body", "script", "div"} <= {tag for tag, _ in tags}
     assert not [tag for tag, attributes in tags if tag == "link" or {"src", "href"} & set(attributes)]
-    frame = draw(poem).frame()
-    assert frame.count("<iframe") == frame.count("srcdoc=") == 1 and "<script" not in frame
+    assert view.frame().count("<iframe") == view.frame().count("srcdoc=") == 1 and "<script" not in view.frame()
 
 
 def test_no_token_ends_the_script(poem):
@@ -331,20 +303,16 @@ def test_no_token_ends_the_script(poem):
     assert view.document.count("<!--") == 0
 
 
-@pytest.mark.parametrize(
-    ("draw", "wrong"),
-    [
-        *((page.head_view, {"layer": 3}), (page.head_view, {"heads": [9]}), (page.head_view, {"heads": []})),
-        *(
-            (page.model_view, {"include_layers": [-1]}),
-            (plots.heatmaps, {"layer": 3}),
-            (plots.heatmaps, {"heads": [2]}),
-        ),
-    ],
-)
-def test_layers_and_heads_that_the_model_lacks_are_refused(poem, draw, wrong):
-    with pytest.raises(UserError, match="quansongci has the"):
-        draw(poem, **wrong)
+def test_layers_and_heads_that_the_model_lacks_are_refused(poem):
+    wrong = [(page.head_view, {"layer": 3}), (page.head_view, {"heads": [9]}), (page.head_view, {"heads": []})]
+    wrong += [
+        (page.model_view, {"include_layers": [-1]}),
+        (plots.heatmaps, {"layer": 3}),
+        (plots.heatmaps, {"heads": [2]}),
+    ]
+    for draw, asked in wrong:
+        with pytest.raises(UserError, match="quansongci has the"):
+            draw(poem, **asked)
 
 
 def test_a_view_shows_the_layer_and_heads_that_are_asked_for(poem):
@@ -390,18 +358,16 @@ def test_a_page_of_a_large_model_leaves_the_model_view_out_and_says_so(poem, mon
         (POEM, ["--num_windows", "0"], ["num_windows"]),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_line(
-    folder, ckpt_path, file, tmp_path, assert_user_error, monkeypatch, text, flags, words
-):
-    monkeypatch.chdir(tmp_path)
-    file("text.txt", text)
+def test_what_users_get_wrong_is_one_line(folder, ckpt_path, file, assert_user_error, monkeypatch, text, flags, words):
+    here = file("text.txt", text).parent
+    monkeypatch.chdir(here)
     for name in ("folder.html", "picture.png"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "other").symlink_to(ckpt_path)
-    before = sorted(tmp_path.iterdir())
+        (here / name).mkdir()
+    (here / "other").symlink_to(ckpt_path)
+    before = sorted(here.iterdir())
     paths = ["--data_root", folder / DATA, "--ckpt_path", folder / RUN, "--text", "text.txt", "--out", "page.html"]
     assert_user_error(command, *paths, *flags, words=words)
-    assert sorted(tmp_path.iterdir()) == before
+    assert sorted(here.iterdir()) == before
 
 
 def test_a_text_that_was_cut_is_told_of_in_the_terminal_and_on_the_page(folder, tmp_path, file, call, monkeypatch):
@@ -476,25 +442,18 @@ def test_without_a_chinese_font_there_are_code_points_and_one_line(reading, bund
     assert err.startswith("No Chinese font on this machine") and err.count("\n") == 1
 
 
-def test_the_bundled_font_is_enough_for_latin(bundled, capsys):
-    assert fonts.find("abc ↵␣") == fonts.Fonts(("DejaVu Sans",), frozenset())
-    assert capsys.readouterr().err == ""
+WAYS = {"linux": "apt install fonts-noto-cjk (Debian, Ubuntu), dnf", "win32": "Chinese (Simplified) Supplemental Fonts"}
+WAYS |= {"darwin": "Font Book", "freebsd14": "~/.fonts"}
 
 
-@pytest.mark.parametrize(
-    ("system", "way"),
-    [
-        ("linux", "apt install fonts-noto-cjk (Debian, Ubuntu), dnf install"),
-        ("win32", "Chinese (Simplified) Supplemental Fonts"),
-        ("darwin", "Font Book"),
-        ("freebsd14", "~/.fonts"),
-    ],
-)
-def test_without_a_chinese_font_the_line_says_how_to_get_one_on_this_system(bundled, monkeypatch, capsys, system, way):
+@pytest.mark.parametrize("system", WAYS)
+def test_without_a_chinese_font_a_line_names_the_way_to_one_on_this_system(bundled, monkeypatch, capsys, system):
     monkeypatch.setattr(fonts.sys, "platform", system)
+    assert fonts.find("abc ↵␣") == fonts.Fonts(("DejaVu Sans",), frozenset())
+    assert capsys.readouterr().err == "", "matplotlib's own is enough for these"
     found = fonts.find("春a")
     assert found.missing == {"春"} and found.shown("春a") == "U+6625a"
-    assert way in capsys.readouterr().err
+    assert WAYS[system] in capsys.readouterr().err
 
 
 def test_a_chinese_font_comes_first_and_others_fill_its_gaps(chinese, capsys):
