@@ -232,17 +232,19 @@ def test_the_shortest_text_has_its_pictures(reading, draw):
 
 
 @every_glyph
-def test_odd_characters_are_drawn_by_their_names(reading):
-    vocabulary = Vocabulary("".join(sorted({*reading.vocabulary.chars[:-6], *" \u3000\u200b\ue000\U0003134a$"})))
-    odd = stats.read(reading.model, vocabulary, "$ \u3000\u200b\ue000\n\U0003134a")
-    assert odd.tokens == ["$", "␣", "␣", "U+200B", "U+E000", "↵", "\U0003134a"]
-    picture = plots.heatmaps(odd)
-    assert labels(picture.axes[0])[0][:6] == odd.tokens[:6]
-    for drawing in (picture, plots.losses(odd)):
+def test_odd_characters_are_drawn_by_labels_that_can_be_seen(reading):
+    odd = " \u3000\t\u200b\ue000\u0301$\U0003134a"
+    vocabulary = Vocabulary("".join(sorted({*reading.vocabulary.chars[: -len(odd)], *odd})))
+    read = stats.read(reading.model, vocabulary, "\n" + odd)
+    shown = ["↵", "␣", "␣", "U+0009", "U+200B", "U+E000", "◌\u0301", "$"]
+    assert read.tokens == [*shown, "\U0003134a"]
+    picture = plots.heatmaps(read)
+    assert labels(picture.axes[0])[0][:-1] == shown
+    for drawing in (picture, plots.losses(read)):
         drawing.png()
 
 
-# Loading
+# Reading
 
 
 def test_a_reading_holds_what_the_model_computes(poem):
@@ -251,13 +253,6 @@ def test_a_reading_holds_what_the_model_computes(poem):
     assert torch.equal(poem.logits, logits[0]) and len(weights) == 3
     for ours, theirs in zip(poem.weights, weights, strict=True):
         assert ours.shape == (1, 2, 48, 48) and torch.equal(ours, theirs)
-
-
-def test_of_a_long_text_the_first_window_is_read_and_a_note_says_so(folder, poem):
-    long = stats.load(folder / DATA, folder / RUN, POEM * 2)
-    assert long.text == (POEM * 2)[:64] and len(long.tokens) == 64 == long.weights[0].size(-1)
-    assert "96 characters" in long.note and "64" in long.note
-    assert poem.note == "" and "<p>" not in page.head_view(poem).frame()
 
 
 def test_runs_that_do_not_exist_are_named_with_the_command_that_makes_them(folder, monkeypatch, capsys):
@@ -291,7 +286,8 @@ def test_a_view_holds_the_models_weights_once_and_rounded_and_asks_for_nothing_o
     parser.feed(view.document)
     assert {"html", "head", "body", "script", "div"} <= {tag for tag, _ in tags}
     assert not [tag for tag, attributes in tags if tag == "link" or {"src", "href"} & set(attributes)]
-    assert view.frame().count("<iframe") == view.frame().count("srcdoc=") == 1 and "<script" not in view.frame()
+    frame = view.frame()
+    assert frame.count("<iframe") == frame.count("srcdoc=") == 1 and "<script" not in frame and "<p>" not in frame
 
 
 def test_no_token_ends_the_script(poem):
@@ -303,7 +299,11 @@ def test_no_token_ends_the_script(poem):
     assert view.document.count("<!--") == 0
 
 
-def test_layers_and_heads_that_the_model_lacks_are_refused(poem):
+def test_a_view_shows_the_layer_and_heads_that_are_asked_for_and_refuses_those_that_the_model_lacks(poem):
+    data = parameters(page.head_view(poem, layer=2, heads=[1]))
+    assert data["layer"] == 2 and data["heads"] == [1]
+    data = parameters(page.model_view(poem, include_layers=[1]))
+    assert data["include_layers"] == [1] and data["total_heads"] == 12
     wrong = [(page.head_view, {"layer": 3}), (page.head_view, {"heads": [9]}), (page.head_view, {"heads": []})]
     wrong += [
         (page.model_view, {"include_layers": [-1]}),
@@ -313,13 +313,6 @@ def test_layers_and_heads_that_the_model_lacks_are_refused(poem):
     for draw, asked in wrong:
         with pytest.raises(UserError, match="quansongci has the"):
             draw(poem, **asked)
-
-
-def test_a_view_shows_the_layer_and_heads_that_are_asked_for(poem):
-    data = parameters(page.head_view(poem, layer=2, heads=[1]))
-    assert data["layer"] == 2 and data["heads"] == [1]
-    data = parameters(page.model_view(poem, include_layers=[1]))
-    assert data["include_layers"] == [1] and data["total_heads"] == 12
 
 
 def test_without_the_libraries_a_line_says_what_to_install(poem, monkeypatch):
@@ -370,12 +363,16 @@ def test_what_users_get_wrong_is_one_line(folder, ckpt_path, file, assert_user_e
     assert sorted(here.iterdir()) == before
 
 
-def test_a_text_that_was_cut_is_told_of_in_the_terminal_and_on_the_page(folder, tmp_path, file, call, monkeypatch):
-    monkeypatch.setattr(command, "draw", lambda *args: {})  # its pictures take long
+def test_of_a_long_text_the_first_window_is_read_and_the_terminal_and_the_page_say_so(
+    folder, tmp_path, file, call, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(command, "draw", lambda reading, *args: drawn.append(reading) or {})  # that would take long
     paths = ["--text", file("text.txt", POEM * 2), "--out", tmp_path / "page.html"]
     status, out, err = call(command, "--data_root", folder / DATA, "--ckpt_path", folder / RUN, *paths)
-    note, *_ = out.splitlines()
-    assert (status, err) == (0, "") and note.startswith("The text has 96 characters")
+    [long], [note, *_] = drawn, out.splitlines()
+    assert long.text == (POEM * 2)[:64] and len(long.tokens) == 64 == long.weights[0].size(-1)
+    assert (status, err) == (0, "") and note.startswith("The text has 96 characters") and note.endswith("first 64.")
     assert (tmp_path / "page.html").read_text(encoding="utf-8").count(note) == 2  # at each view
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
 
@@ -409,12 +406,6 @@ def chinese():
     if found.missing:
         pytest.skip("no Chinese font here: apt install fonts-noto-cjk")
     return found.families
-
-
-def test_labels_can_be_seen():
-    chars = "\n \u3000\t\u200b\ue000\u0301风，a"
-    shown = ["↵", "␣", "␣", "U+0009", "U+200B", "U+E000", "◌\u0301", "风", "，", "a"]
-    assert list(map(fonts.label, chars)) == shown
 
 
 @every_glyph

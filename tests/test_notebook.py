@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.parse
 import urllib.request
 from contextlib import suppress
 from dataclasses import replace
@@ -24,6 +23,7 @@ from songci import attention
 from songci.attention.page import EXPLAINED
 
 pytestmark = pytest.mark.slow  # a kernel, a server, a browser
+LOCAL = re.compile(r"(data|blob|about|file):|(http|ws)s?://(localhost|127\.0\.0\.1)[:/]")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -129,16 +129,11 @@ def browser():
         browser.close()
 
 
-def is_local(url: str) -> bool:
-    parts = urllib.parse.urlsplit(url)
-    return parts.scheme in ("data", "blob", "about", "file") or parts.hostname in ("localhost", "127.0.0.1")
-
-
 @pytest.fixture
 def visit(browser):
     """A page in a fresh browser context, from which nothing leaves this machine, and what it asks and complains of."""
     context = browser.new_context(viewport={"width": 1300, "height": 1000}, service_workers="block")
-    context.route(lambda url: not is_local(url), lambda route: route.abort())
+    context.route(lambda url: not LOCAL.match(url), lambda route: route.abort())
     page = context.new_page()
     page.asked, page.errors = [], []
     page.on("request", lambda request: page.asked.append(request.url))
@@ -219,8 +214,7 @@ def test_a_character_that_the_browsers_fonts_lack_is_shown_by_its_code(visit, re
 @pytest.fixture(scope="module")
 def jupyterlab(folder):
     """JupyterLab in the project folder, with the notebook without outputs: its address, and the query for a path."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     address, query = f"http://127.0.0.1:{port}", f"?token={secrets.token_hex(16)}"
     notebook = nbformat.read(NOTEBOOK, as_version=4)
@@ -259,4 +253,4 @@ def test_jupyterlab_shows_it_at_the_first_run(visit, jupyterlab, reading):
     last.locator(".jp-OutputArea-output img").wait_for(timeout=150_000, state="attached")
     assert visit.locator(".jp-OutputArea-output", has_text="Traceback").count() == 0
     assert_it_lives(visit, reading)
-    assert all(map(is_local, visit.asked)) and visit.errors == []
+    assert all(map(LOCAL.match, visit.asked)) and visit.errors == []
