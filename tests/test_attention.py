@@ -131,11 +131,6 @@ def test_a_row_of_the_lens_is_what_a_model_that_ended_there_would_predict(readin
 # Pictures
 
 
-def drawn(axes) -> np.ma.MaskedArray:
-    [image] = axes.get_images()
-    return image.get_array()
-
-
 def framed(picture) -> list:
     return [patch for axes in picture.axes for patch in axes.patches if patch.get_edgecolor()[3] > 0]
 
@@ -149,25 +144,17 @@ def labels(axes) -> list[list[str]]:
 
 
 def test_a_heatmap_a_head_whose_rows_sum_to_1_and_whose_upper_triangle_is_empty(reading):
-    *panels, _colorbar = plots.heatmaps(reading, layer=1).axes
-    assert len(panels) == 2
-    for head, axes in enumerate(panels):
-        shown = drawn(axes)
+    *panels, _colorbar = plots.heatmaps(reading, layer=None).axes
+    alone, _colorbar = plots.heatmaps(reading, layer=1, heads=[1]).axes
+    for (layer, head), axes in zip([*np.ndindex(2, 2), (1, 1)], [*panels, alone], strict=True):
+        [image] = axes.images
+        shown = image.get_array()
         assert (shown.mask == np.triu(np.ones((14, 14)), 1)).all()
         assert np.allclose(shown.sum(1), 1, atol=1e-6)
-        assert (shown.filled(0) == reading.weights[1][0, head].numpy()).all()
+        assert (shown.filled(0) == reading.weights[layer][0, head].numpy()).all()
         assert labels(axes) == [reading.tokens] * 2 and "↵" in reading.tokens
-        assert axes.get_title() == f"layer 1, head {head}"
-        assert axes.get_images()[0].norm(0.25) == 0.5, "the square root, so that small weights can be seen"
-
-
-def test_the_heatmaps_of_all_layers_of_one_head_and_of_several_runs(reading):
-    assert len(plots.heatmaps(reading, layer=None).axes) == 4 + 1
-    axes, _colorbar = plots.heatmaps(reading, layer=1, heads=[1]).axes
-    assert axes.get_title() == "layer 1, head 1"
-    assert (drawn(axes).filled(0) == reading.weights[1][0, 1].numpy()).all()
-    two = plots.heatmaps(reading, reading, layer=0, labels=False)
-    assert len(two.axes) == 4 + 1 and two.axes[0].get_title() == "small\nlayer 0, head 0"
+        assert axes.get_title() == f"layer {layer}, head {head}"
+        assert image.norm(0.25) == 0.5, "the square root, so that small weights can be seen"
 
 
 def test_predictions_frame_the_character_that_comes(reading):
@@ -191,10 +178,12 @@ def test_statistics_and_ablation_are_matrices_layers_by_heads(reading, data_root
     picture = plots.statistics(reading)
     values = stats.head_statistics(reading.weights, reading.text)
     for axes, value in zip(picture.axes, values, strict=True):
-        assert np.array_equal(drawn(axes), value, equal_nan=True)
+        assert np.array_equal(axes.images[0].get_array(), value, equal_nan=True)
     [axes] = plots.ablation(reading, data_root=data_root, num_windows=2).axes
     on_validation = stats.validation_loss(data_root, reading.model, reading.title, num_windows=2)()
-    assert drawn(axes).shape == (2, 2) and axes.get_title() == f"rise of the loss\nfrom {on_validation:.3f}"
+    assert (
+        axes.images[0].get_array().shape == (2, 2) and axes.get_title() == f"rise of the loss\nfrom {on_validation:.3f}"
+    )
     whole = stats.text_loss(reading)
     assert f"from {whole:.3f}" in plots.ablation(reading).axes[0].get_title()
     assert on_validation != pytest.approx(whole, abs=1e-3)
@@ -217,6 +206,8 @@ def test_the_lens_has_a_row_a_depth_and_the_text_below(reading):
 def test_pictures_of_several_runs_name_them_and_the_runs_may_differ_in_size(reading, monkeypatch):
     weights = torch.rand(3, 1, 5, 14, 14).tril()
     other = replace(reading, weights=list(weights / weights.sum(-1, keepdim=True)), name="other")
+    *heatmaps, _colorbar = plots.heatmaps(reading, reading, layer=0, labels=False).axes
+    assert [axes.get_title() for axes in heatmaps] == ["small\nlayer 0, head 0", "small\nlayer 0, head 1"] * 2
     titles = [axes.get_title().split("\n")[0] for axes in plots.statistics(reading, other).axes]
     assert titles == ["small"] * 4 + ["other"] * 4
     monkeypatch.setattr(plots, "ROW", 10)  # a text in two rows of the lens, the first of which has the name
@@ -244,13 +235,10 @@ def test_odd_characters_are_drawn_by_labels_that_can_be_seen(reading):
         drawing.png()
 
 
-# Reading
-
-
 def test_a_reading_holds_what_the_model_computes(poem):
     with torch.inference_mode():
         logits, weights = poem.model(poem.ids, need_weights=True)
-    assert torch.equal(poem.logits, logits[0]) and len(weights) == 3
+    assert poem.tokens == list(POEM.replace("\n", "↵")) and torch.equal(poem.logits, logits[0]) and len(weights) == 3
     for ours, theirs in zip(poem.weights, weights, strict=True):
         assert ours.shape == (1, 2, 48, 48) and torch.equal(ours, theirs)
 
@@ -261,9 +249,6 @@ def test_runs_that_do_not_exist_are_named_with_the_command_that_makes_them(folde
     assert run.name == "quansongci_no_pos" and run.model.config.no_pos
     said = "no run workdirs/other_no_res: python train.py --ckpt_path workdirs/other_no_res --no_res makes it\n"
     assert capsys.readouterr().out == said
-
-
-# bertviz' views
 
 
 def parameters(view: page.View) -> dict:
@@ -327,9 +312,6 @@ def test_a_page_of_a_large_model_leaves_the_model_view_out_and_says_so(poem, mon
     assert written.count("<iframe") == 1 and "include_layers" in written
     monkeypatch.setattr(page, "MANY_LINES", 3 * 2 * 48**2)
     assert page.offline_page(poem, {}).count("<iframe") == 2
-
-
-# The command line
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from songci.attention.page import EXPLAINED
 
 pytestmark = pytest.mark.slow  # a kernel, a server, a browser
 LOCAL = re.compile(r"(data|blob|about|file):|(http|ws)s?://(localhost|127\.0\.0\.1)[:/]")
+COMMITTED = nbformat.read(NOTEBOOK, as_version=4)
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -50,11 +51,6 @@ def written_page(folder):
 
 
 @pytest.fixture(scope="module")
-def committed():
-    return nbformat.read(NOTEBOOK, as_version=4)
-
-
-@pytest.fixture(scope="module")
 def executed(folder):
     """The notebook after one run from top to bottom."""
     path = shutil.copy(NOTEBOOK, folder / "executed.ipynb")
@@ -71,9 +67,6 @@ def test_the_page_holds_every_section_and_the_picture_lies_beside_it(written_pag
     assert not list(written_page.parent.glob(".*"))
 
 
-# The notebook
-
-
 def kinds(notebook) -> list:
     """The kinds of output of each code cell."""
     return [
@@ -82,32 +75,32 @@ def kinds(notebook) -> list:
     ]
 
 
-def test_the_saved_outputs_are_of_these_cells_and_of_what_the_module_shows(committed, executed):
-    assert committed.metadata.sources == digest(committed), "run PYTHONPATH=. python tests/saved_notebook.py"
+def test_the_saved_outputs_are_of_these_cells_and_of_what_the_module_shows(executed):
+    assert COMMITTED.metadata.sources == digest(COMMITTED), "run PYTHONPATH=. python tests/saved_notebook.py"
     notebook = nbformat.read(executed, as_version=4)
-    assert kinds(committed) == kinds(without_interactive_views(notebook))
-    assert [cell.execution_count for cell in code_cells(committed)] == list(range(1, 1 + len(code_cells(committed))))
+    assert kinds(COMMITTED) == kinds(without_interactive_views(notebook))
+    assert [cell.execution_count for cell in code_cells(COMMITTED)] == list(range(1, 1 + len(code_cells(COMMITTED))))
     meta = os.path.join("data", "quansongci", "meta.pkl")
     assert (
         code_cells(notebook)[1].outputs[0].text.startswith(f"Loading meta from {meta}...\nInput texts: {POEM}".strip())
     )
 
 
-def test_the_saved_outputs_are_still_and_small_and_say_nothing_of_a_machine(committed):
+def test_the_saved_outputs_are_still_and_small_and_say_nothing_of_a_machine():
     saved = NOTEBOOK.read_text(encoding="utf-8")
-    assert len(saved) < 1_200_000 and kinds(committed).count([["image/png", "text/plain"]]) >= 10
-    for output in (output for cell in code_cells(committed) for output in cell.outputs):
+    assert len(saved) < 1_200_000 and kinds(COMMITTED).count([["image/png", "text/plain"]]) >= 10
+    for output in (output for cell in code_cells(COMMITTED) for output in cell.outputs):
         assert output.output_type in ("execute_result", "stream")
         assert set(output.get("data", {})) <= {"image/png", "text/plain"} and output.get("name") != "stderr"
     private = r"/(home|root|tmp|work|usr|Users)/|https?://(?!github\.com/jessevig/bertviz)|<script|jQuery"
     assert not re.search(private, re.sub(r'"image/png": "[^"]*"', "", saved))
 
 
-def test_the_notebook_has_its_paths_in_one_cell_and_explains_each_view_and_picture_as_the_page_does(committed):
-    told = [cell.source for cell in committed.cells if cell.cell_type == "markdown"]
+def test_the_notebook_has_its_paths_in_one_cell_and_explains_each_view_and_picture_as_the_page_does():
+    told = [cell.source for cell in COMMITTED.cells if cell.cell_type == "markdown"]
     for title, lines in EXPLAINED.items():
         assert f"### {title}\n\n" + "\n".join(f"- {line}" for line in lines) in told
-    paths, *cells = (cell.source for cell in code_cells(committed))
+    paths, *cells = (cell.source for cell in code_cells(COMMITTED))
     assert all(name in paths for name in (DATA, RUN, "rumengling.txt"))
     shown = "\n".join(cells)
     for name in ("heatmaps", "predictions", "losses", "statistics", "ablation", "lens"):
