@@ -14,6 +14,7 @@ import pytest
 import torch
 from hostile import ANY_TEXT, NEAR_TEXT, POEMS, case, fuzz
 from hypothesis import given
+from matplotlib import font_manager
 from PIL import Image
 from readings import DATA, POEM, RUN, make_project, read_corpus
 
@@ -95,12 +96,17 @@ def test_a_head_that_is_switched_off_adds_nothing_and_is_back_afterwards(reading
     assert torch.equal(model(reading.ids, need_weights=True)[0][0], reading.logits)
 
 
-def test_ablation_measures_each_head_by_itself(reading):
+def test_ablation_measures_each_head_by_itself_on_the_text_or_on_validation_text(reading, data_root):
     whole, rises = stats.head_ablation(reading.model, lambda: stats.text_loss(reading))
     assert rises.shape == (2, 2) and whole == pytest.approx(stats.text_loss(reading))
     with stats.without_head(reading.model, 0, 1):
         assert whole + rises[0, 1] == pytest.approx(stats.text_loss(reading))
     assert len(set(rises.flat)) == 4
+    [axes] = plots.ablation(reading).axes
+    assert np.allclose(axes.images[0].get_array(), rises) and axes.get_title() == f"rise of the loss\nfrom {whole:.3f}"
+    on_validation = stats.validation_loss(data_root, reading.model, reading.title, num_windows=2)()
+    [axes] = plots.ablation(reading, data_root=data_root, num_windows=2).axes
+    assert axes.get_title().endswith(f"from {on_validation:.3f}") and on_validation != pytest.approx(whole, abs=1e-3)
 
 
 @pytest.mark.parametrize("num_windows", [1, 5, 10_000])
@@ -174,19 +180,10 @@ def test_losses_stand_below_their_characters_and_a_line_ends_its_row(reading):
     assert plots.lines("+++\n" + "字" * 30) == [range(0, 4), range(4, 28), range(28, 34)]
 
 
-def test_statistics_and_ablation_are_matrices_layers_by_heads(reading, data_root):
-    picture = plots.statistics(reading)
+def test_statistics_are_matrices_layers_by_heads(reading):
     values = stats.head_statistics(reading.weights, reading.text)
-    for axes, value in zip(picture.axes, values, strict=True):
+    for axes, value in zip(plots.statistics(reading).axes, values, strict=True):
         assert np.array_equal(axes.images[0].get_array(), value, equal_nan=True)
-    [axes] = plots.ablation(reading, data_root=data_root, num_windows=2).axes
-    on_validation = stats.validation_loss(data_root, reading.model, reading.title, num_windows=2)()
-    assert (
-        axes.images[0].get_array().shape == (2, 2) and axes.get_title() == f"rise of the loss\nfrom {on_validation:.3f}"
-    )
-    whole = stats.text_loss(reading)
-    assert f"from {whole:.3f}" in plots.ablation(reading).axes[0].get_title()
-    assert on_validation != pytest.approx(whole, abs=1e-3)
 
 
 def test_the_lens_has_a_row_a_depth_and_the_text_below(reading):
@@ -194,13 +191,10 @@ def test_the_lens_has_a_row_a_depth_and_the_text_below(reading):
     picture = plots.lens(reading)
     shown = texts(picture)
     assert len(framed(picture)) == sum(row[i] == reading.text[i + 1] for row in best for i in range(13)) > 0
-    names = [
-        f"{name}, loss {loss:.2f}" for name, loss in zip(("embeddings", "layer 0", "layer 1"), losses, strict=True)
-    ]
-    rows = [*(list(map(fonts.label, chars)) for chars in best), reading.tokens]
-    for name, row in zip([*names, "text"], rows, strict=True):
+    names = map("{}, loss {:.2f}".format, ("embeddings", "layer 0", "layer 1"), losses)
+    for name, chars in zip([*names, "text"], [*best, reading.text], strict=True):
         start = shown.index(name)
-        assert [text for text in shown[start + 1 : start + 29] if text] == row
+        assert [text for text in shown[start + 1 : start + 29] if text] == list(map(fonts.label, chars))
 
 
 def test_pictures_of_several_runs_name_them_and_the_runs_may_differ_in_size(reading, monkeypatch):
@@ -289,13 +283,9 @@ def test_a_view_shows_the_layer_and_heads_that_are_asked_for_and_refuses_those_t
     assert data["layer"] == 2 and data["heads"] == [1]
     data = parameters(page.model_view(poem, include_layers=[1]))
     assert data["include_layers"] == [1] and data["total_heads"] == 12
-    wrong = [(page.head_view, {"layer": 3}), (page.head_view, {"heads": [9]}), (page.head_view, {"heads": []})]
-    wrong += [
-        (page.model_view, {"include_layers": [-1]}),
-        (plots.heatmaps, {"layer": 3}),
-        (plots.heatmaps, {"heads": [2]}),
-    ]
-    for draw, asked in wrong:
+    head, model, maps = page.head_view, page.model_view, plots.heatmaps
+    wrong = [(head, {"layer": 3}), (head, {"heads": [9]}), (head, {"heads": []}), (model, {"include_layers": [-1]})]
+    for draw, asked in [*wrong, (maps, {"layer": 3}), (maps, {"heads": [2]})]:
         with pytest.raises(UserError, match="quansongci has the"):
             draw(poem, **asked)
 
@@ -345,9 +335,7 @@ def test_what_users_get_wrong_is_one_line(folder, ckpt_path, file, assert_user_e
     assert sorted(here.iterdir()) == before
 
 
-def test_of_a_long_text_the_first_window_is_read_and_the_terminal_and_the_page_say_so(
-    folder, tmp_path, file, call, monkeypatch
-):
+def test_a_long_text_is_cut_and_the_terminal_and_the_page_say_so(folder, tmp_path, file, call, monkeypatch):
     drawn = []
     monkeypatch.setattr(command, "draw", lambda reading, *args: drawn.append(reading) or {})  # that would take long
     paths = ["--text", file("text.txt", POEM * 2), "--out", tmp_path / "page.html"]
@@ -439,16 +427,13 @@ def test_a_chinese_font_comes_first_and_others_fill_its_gaps(chinese, capsys):
 
 @pytest.mark.parametrize("order", [1, -1])
 def test_of_a_family_the_regular_file_counts(monkeypatch, order):
-    from matplotlib.font_manager import fontManager
-
-    monkeypatch.setattr(fontManager, "ttflist", fontManager.ttflist[::order])
+    manager = font_manager.fontManager
+    monkeypatch.setattr(manager, "ttflist", manager.ttflist[::order])
     listed = fonts.installed.__wrapped__()  # anew
     assert listed["DejaVu Sans"].endswith("DejaVuSans.ttf"), "not the bold or condensed one"
 
 
 def test_a_font_that_came_after_matplotlibs_list_is_found(chinese, tmp_path, monkeypatch):
-    from matplotlib import font_manager
-
     path = shutil.copy(fonts.installed()[chinese[0]], tmp_path)
     manager = copy.copy(font_manager.fontManager)
     manager.ttflist = [font for font in manager.ttflist if font.name == "DejaVu Sans"]

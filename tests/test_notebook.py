@@ -151,8 +151,7 @@ def assert_it_lives(page, reading) -> None:
         assert len(drawn) == heads * length**2
         drawn = heads * np.array(drawn).reshape(heads, length, length)  # bertviz divides by the number of heads
         assert np.allclose(drawn, reading.weights[layer][0], atol=1e-4)
-        other = reading.weights[layers - 1 - layer][0]
-        assert not np.allclose(drawn, other, atol=1e-4), "the layers should differ"
+        assert not np.allclose(drawn, reading.weights[layers - 1 - layer][0], atol=1e-4), "the layers should differ"
     for place in (7, 30):
         frame.locator("#left text").nth(place).hover()
         visible = lines.evaluate_all(
@@ -242,8 +241,7 @@ def test_jupyterlab_shows_it_at_the_first_run(visit, jupyterlab, reading):
     visit.get_by_text(re.compile(r"^Python 3.*\| Idle$")).wait_for(timeout=150_000)
     visit.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
     visit.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
-    last = visit.locator(".jp-CodeCell").last
-    last.locator(".jp-OutputArea-output img").wait_for(timeout=150_000, state="attached")
+    visit.locator(".jp-CodeCell").last.locator(".jp-OutputArea-output img").wait_for(timeout=150_000, state="attached")
     assert visit.locator(".jp-OutputArea-output", has_text="Traceback").count() == 0
     assert_it_lives(visit, reading)
     assert all(map(LOCAL.match, visit.asked)) and visit.errors == []
