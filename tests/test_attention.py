@@ -1,5 +1,6 @@
 """The attention room: numbers against values worked out by hand, what the pictures show, the page, and the fonts."""
 
+import copy
 import html.parser
 import io
 import json
@@ -13,10 +14,10 @@ import pytest
 import torch
 from hostile import ANY_TEXT, NEAR_TEXT, POEMS, case, fuzz
 from hypothesis import given
+from matplotlib import font_manager
 from PIL import Image
 from readings import DATA, POEM, RUN, make_project, read_corpus
 
-import model as gpt
 from songci import attention, fonts
 from songci.attention import __main__ as command
 from songci.attention import page, plots, stats
@@ -25,6 +26,7 @@ from songci.corpus.vocabulary import Vocabulary
 from songci.training.checkpoint import load_model
 
 CLAUSES = "+++调\n甲乙丙丁，子丑寅。"  # places: 0-3 title, 4 line end, 5-8, 9 comma, 10-12, 13
+every_glyph = pytest.mark.filterwarnings("error:Glyph")  # matplotlib warns of each that its fonts lack
 
 
 @pytest.fixture(scope="module")
@@ -46,28 +48,20 @@ def poem(folder):
 # Numbers
 
 
-def looking_at(places: list[int]) -> list[torch.Tensor]:
-    """The weights of one head in one layer, of which character i looks at places[i] only."""
-    weights = torch.zeros(1, 1, len(places), len(places))
-    weights[0, 0, range(len(places)), places] = 1
-    return [weights]
-
-
-def test_a_head_that_looks_at_the_previous_character():
-    places = [0, *range(len(CLAUSES) - 1)]
-    assert stats.head_statistics(looking_at(places), CLAUSES)[:, 0, 0].tolist() == [0, 1, 1, 0]
-
-
-def test_a_head_that_looks_at_the_first_character():
-    entropy, distance, previous, clause = stats.head_statistics(looking_at([0] * 4), "甲乙丙丁")[:, 0, 0]
-    assert (entropy, distance) == (0, 2) and previous == pytest.approx(1 / 3) and np.isnan(clause)
-
-
-def test_a_head_that_looks_at_the_same_place_of_the_clause_before():
-    places = list(range(14))
-    places[10:13] = [5, 6, 7]
-    entropy, distance, previous, clause = stats.head_statistics(looking_at(places), CLAUSES)[:, 0, 0]
-    assert (entropy, previous, clause) == (0, 0, 1) and distance == pytest.approx(3 * 5 / 13)
+def test_the_statistics_of_heads_worked_out_by_hand():
+    """Heads that look at the previous character, the first, the same place of the clause before, and at all alike."""
+    places = ([0, *range(13)], [0] * 14, [*range(10), 5, 6, 7, 13])  # character i looks at places[i] only
+    previous, first, same = (torch.eye(14)[row] for row in places)
+    alike = torch.ones(14, 14).tril() / torch.arange(1, 15)[:, None]
+    values = stats.head_statistics([torch.stack(layer)[None] for layer in ((previous, first), (same, alike))], CLAUSES)
+    choices = np.arange(2, 15)
+    entropy = [[0, 0], [0, np.log(choices).mean()]]
+    distance = [[1, 7], [15 / 13, 3.5]]
+    before = [[1, 1 / 13], [0, (1 / choices).mean()]]
+    clause = [[0, 0], [1, (1 / 11 + 1 / 12 + 1 / 13) / 3]]
+    np.testing.assert_allclose(values, [entropy, distance, before, clause], rtol=1e-6, atol=1e-12)
+    np.testing.assert_allclose(stats.uniform_statistics(CLAUSES), values[:, 1, 1])
+    assert np.isnan(stats.uniform_statistics("一二三")).tolist() == [False] * 3 + [True]  # there is one clause
 
 
 def test_same_places_pairs_clauses_and_leaves_the_title_out():
@@ -76,37 +70,16 @@ def test_same_places_pairs_clauses_and_leaves_the_title_out():
     assert stats.same_places("") == []
 
 
-def test_a_uniform_head_has_the_entropy_of_its_choices():
-    entropy, distance, previous, _ = stats.uniform_statistics("一二三")
-    assert entropy == pytest.approx((np.log(2) + np.log(3)) / 2)
-    assert distance == pytest.approx((1 / 2 + 1) / 2) and previous == pytest.approx((1 / 2 + 1 / 3) / 2)
-
-
-def test_each_layer_and_head_has_its_own_statistics(reading):
-    values = stats.head_statistics(reading.weights, reading.text)
-    assert values.shape == (4, 2, 2)
-    for layer in range(2):
-        for head in range(2):
-            alone = [reading.weights[layer][:, head : head + 1]]
-            expected = stats.head_statistics(alone, reading.text)[:, 0, 0]
-            assert np.allclose(values[:, layer, head], expected, equal_nan=True)
-
-
-def test_predictions_are_the_likeliest_by_the_model(reading):
+def test_predictions_and_losses_are_those_of_the_model(reading):
+    log_probs = torch.log_softmax(reading.model(reading.ids)[0][0].detach(), dim=-1).numpy()
     best, probs = stats.top_predictions(reading, k=5)
-    expected = torch.softmax(reading.model(reading.ids)[0][0], dim=-1).detach().numpy()
     assert len(best) == 14 and probs.shape == (14, 5) and (np.diff(probs) <= 0).all()
-    for chars, row, all_probs in zip(best, probs, expected, strict=True):
+    for chars, row, all_probs in zip(best, probs, np.exp(log_probs), strict=True):
         assert np.allclose(all_probs[reading.vocabulary.encode(chars)], row, atol=1e-6)
         assert row[0] == pytest.approx(all_probs.max(), abs=1e-6)
-
-
-def test_losses_are_those_of_the_next_character(reading):
     losses = stats.character_losses(reading)
-    log_probs = torch.log_softmax(reading.model(reading.ids)[0][0].detach(), dim=-1)
-    assert np.isnan(losses[0]) and losses.shape == (14,)
-    for i in range(1, 14):
-        assert losses[i] == pytest.approx(-log_probs[i - 1, reading.ids[0, i]].item(), abs=1e-5)
+    expected = [np.nan, *-log_probs[range(13), reading.ids[0, 1:]]]
+    assert losses == pytest.approx(np.array(expected), abs=1e-5, nan_ok=True)
     assert stats.text_loss(reading) == pytest.approx(losses[1:].mean(), abs=1e-5)
 
 
@@ -114,27 +87,26 @@ def test_losses_are_those_of_the_next_character(reading):
 def test_a_head_that_is_switched_off_adds_nothing_and_is_back_afterwards(reading, head):
     """W^O gets zeros for the channels of this head, and the channels of the other as they were."""
     model, seen = reading.model, []
-    out = model.layers[1].attention.out
-    with torch.inference_mode():
-        hook = out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with model.layers[1].attention.out.register_forward_hook(lambda _, inputs, out: seen.append(inputs[0])):
         model(reading.ids)
-        hook.remove()
         with stats.without_head(model, 1, head):
-            hook = out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
             model(reading.ids)
-            hook.remove()
-        whole, without = seen
-        (off, on), (silent, kept) = ([x[..., 8 * i : 8 * i + 8] for i in (head, 1 - head)] for x in (whole, without))
-        assert off.any() and not silent.any() and torch.equal(on, kept)
-        assert torch.equal(model(reading.ids, need_weights=True)[0][0], reading.logits)
+    whole, without = (channels.split(8, dim=-1) for channels in seen)
+    assert whole[head].any() and not without[head].any() and torch.equal(whole[1 - head], without[1 - head])
+    assert torch.equal(model(reading.ids, need_weights=True)[0][0], reading.logits)
 
 
-def test_ablation_measures_each_head_by_itself(reading):
+def test_ablation_measures_each_head_by_itself_on_the_text_or_on_validation_text(reading, data_root):
     whole, rises = stats.head_ablation(reading.model, lambda: stats.text_loss(reading))
     assert rises.shape == (2, 2) and whole == pytest.approx(stats.text_loss(reading))
     with stats.without_head(reading.model, 0, 1):
         assert whole + rises[0, 1] == pytest.approx(stats.text_loss(reading))
     assert len(set(rises.flat)) == 4
+    [axes] = plots.ablation(reading).axes
+    assert np.allclose(axes.images[0].get_array(), rises) and axes.get_title() == f"rise of the loss\nfrom {whole:.3f}"
+    on_validation = stats.validation_loss(data_root, reading.model, reading.title, num_windows=2)()
+    [axes] = plots.ablation(reading, data_root=data_root, num_windows=2).axes
+    assert axes.get_title().endswith(f"from {on_validation:.3f}") and on_validation != pytest.approx(whole, abs=1e-3)
 
 
 @pytest.mark.parametrize("num_windows", [1, 5, 10_000])
@@ -148,50 +120,21 @@ def test_validation_loss_is_the_same_each_time_and_of_so_many_windows(reading, d
     assert not used[0].scored.any()  # each begins with a title
 
 
-def test_the_last_row_of_the_lens_is_the_model_itself(reading):
+def test_a_row_of_the_lens_is_what_a_model_that_ended_there_would_predict(reading):
     best, probs, losses = stats.logit_lens(reading)
     assert [len(row) for row in best] == [14] * 3 and probs.shape == (3, 14) and losses.shape == (3,)
-    top, top_probs = stats.top_predictions(reading, k=1)
-    assert best[-1] == "".join(top) and np.allclose(probs[-1], top_probs[:, 0], atol=1e-6)
-    assert losses[-1] == pytest.approx(np.nanmean(stats.character_losses(reading)), abs=1e-5)
+    model = copy.deepcopy(reading.model)
+    for depth in (2, 1, 0):  # the last is the model itself
+        model.layers = model.layers[:depth]
+        logits, _ = model(reading.ids)
+        ended = replace(reading, logits=logits[0].detach())
+        top, top_probs = stats.top_predictions(ended, k=1)
+        assert best[depth] == "".join(top) and np.allclose(probs[depth], top_probs[:, 0], atol=1e-6)
+        assert losses[depth] == pytest.approx(np.nanmean(stats.character_losses(ended)), abs=1e-5)
     assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in reading.model.layers)
 
 
-def test_the_lens_reads_what_a_model_of_fewer_layers_would(reading):
-    """The row after the first layer equals the prediction of the model whose second layer adds nothing."""
-    best, _, losses = stats.logit_lens(reading)
-    second = reading.model.layers[1]
-    kept = {name: value.clone() for name, value in second.state_dict().items()}
-    try:
-        for part in (second.attention.out, second.feed_forward.down):
-            part.weight.data.zero_()
-            part.bias.data.zero_()
-        shallow = stats.read(reading.model, reading.vocabulary, reading.text)
-    finally:
-        second.load_state_dict(kept)
-    assert best[1] == "".join(stats.top_predictions(shallow, k=1)[0])
-    assert losses[1] == pytest.approx(np.nanmean(stats.character_losses(shallow)), abs=1e-4)
-
-
-def test_an_empty_text_and_unknown_characters_are_refused(reading):
-    with pytest.raises(UserError, match="empty"):
-        stats.read(reading.model, reading.vocabulary, "")
-    with pytest.raises(UserError, match=r"U\+2000B"):
-        stats.read(reading.model, reading.vocabulary, "𠀋")
-
-
 # Pictures
-
-
-@pytest.fixture
-def shortest(reading):
-    """A text of one character."""
-    return stats.read(reading.model, reading.vocabulary, reading.text[5])
-
-
-def drawn(axes) -> np.ma.MaskedArray:
-    [image] = axes.get_images()
-    return image.get_array()
 
 
 def framed(picture) -> list:
@@ -202,100 +145,45 @@ def texts(picture) -> list[str]:
     return [text.get_text() for axes in picture.axes for text in axes.texts]
 
 
+def labels(axes) -> list[list[str]]:
+    return [[label.get_text() for label in side.get_ticklabels()] for side in (axes.xaxis, axes.yaxis)]
+
+
 def test_a_heatmap_a_head_whose_rows_sum_to_1_and_whose_upper_triangle_is_empty(reading):
-    picture = plots.heatmaps(reading, layer=1)
-    *panels, _colorbar = picture.axes
-    assert len(panels) == 2
-    for head, axes in enumerate(panels):
-        shown = drawn(axes)
+    *panels, _colorbar = plots.heatmaps(reading, layer=None).axes
+    alone, _colorbar = plots.heatmaps(reading, layer=1, heads=[1]).axes
+    for (layer, head), axes in zip([*np.ndindex(2, 2), (1, 1)], [*panels, alone], strict=True):
+        [image] = axes.images
+        shown = image.get_array()
         assert (shown.mask == np.triu(np.ones((14, 14)), 1)).all()
         assert np.allclose(shown.sum(1), 1, atol=1e-6)
-        assert (shown.filled(0) == reading.weights[1][0, head].numpy()).all()
-        labels = [[label.get_text() for label in side.get_ticklabels()] for side in (axes.xaxis, axes.yaxis)]
-        assert labels == [reading.tokens] * 2 and "↵" in reading.tokens
-        assert axes.get_title() == f"layer 1, head {head}"
-        assert axes.get_images()[0].norm(0.25) == 0.5, "the square root, so that small weights can be seen"
-
-
-def test_the_heatmaps_of_all_layers_and_of_several_runs(reading):
-    assert len(plots.heatmaps(reading, layer=None).axes) == 4 + 1
-    two = plots.heatmaps(reading, reading, layer=0, labels=False)
-    assert len(two.axes) == 4 + 1 and two.axes[0].get_title() == "small\nlayer 0, head 0"
-
-
-@pytest.mark.skipif(fonts.find("春").missing != frozenset(), reason="no Chinese font here: apt install fonts-noto-cjk")
-def test_chinese_labels_are_real_glyphs(reading, recwarn):
-    """matplotlib warns of each glyph that it lacks, and would draw the same box for any two of them."""
-    pictures = []
-    for char in "春风":
-        picture = plots.Picture([], 1, 1, 1, 1, more=char)
-        picture.text(0.2, 0.2, char, fontsize=40)
-        pictures.append(picture.png())
-    assert pictures[0] != pictures[1]
-    for draw in (plots.heatmaps, plots.predictions, plots.losses, plots.statistics, plots.lens):
-        draw(reading).png()
-    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
-
-
-def test_one_head_can_be_drawn_by_itself(reading):
-    picture = plots.heatmaps(reading, layer=1, heads=[1])
-    axes, _colorbar = picture.axes
-    assert axes.get_title() == "layer 1, head 1"
-    assert (drawn(axes).filled(0) == reading.weights[1][0, 1].numpy()).all()
-
-
-@pytest.fixture
-def bundled(monkeypatch):
-    """A machine whose only font is matplotlib's own, and that has not complained yet."""
-    only = {"DejaVu Sans": fonts.installed()["DejaVu Sans"]}
-    monkeypatch.setattr(fonts, "installed", lambda: only)
-    fonts.say_once.cache_clear()
-
-
-def test_without_a_chinese_font_there_are_code_points_and_one_line(reading, bundled, capsys, recwarn):
-    picture = plots.heatmaps(reading)
-    labels = [label.get_text() for label in picture.axes[0].get_yticklabels()]
-    assert labels == [t if t in "+↵" else f"U+{ord(t):04X}" for t in reading.tokens]
-    assert {label.get_rotation() for label in picture.axes[0].get_xticklabels()} == {90}
-    picture.png()
-    for draw in (plots.predictions, plots.losses, plots.lens):
-        draw(reading).png()
-    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
-    err = capsys.readouterr().err
-    assert err.startswith("No Chinese font on this machine") and err.count("\n") == 1
+        assert (shown.filled(0) == reading.weights[layer][0, head].numpy()).all()
+        assert labels(axes) == [reading.tokens] * 2 and "↵" in reading.tokens
+        assert axes.get_title() == f"layer {layer}, head {head}"
+        assert image.norm(0.25) == 0.5, "the square root, so that small weights can be seen"
 
 
 def test_predictions_frame_the_character_that_comes(reading):
     picture = plots.predictions(reading, k=3)
     best, _ = stats.top_predictions(reading, k=3)
     assert len(framed(picture)) == sum(reading.text[i + 1] in best[i] for i in range(13))
-    for char in best[0]:
-        assert fonts.label(char) in texts(picture)
+    assert {fonts.label(char) for char in best[0]} <= set(texts(picture))
 
 
 def test_losses_stand_below_their_characters_and_a_line_ends_its_row(reading):
     picture = plots.losses(reading)
     losses = stats.character_losses(reading)
-    assert [text for text in texts(picture) if text] == [
-        part
-        for token, loss in zip(reading.tokens, losses, strict=True)
-        for part in (token, "–" if np.isnan(loss) else f"{loss:.1f}")
-    ]
+    notes = ["–", *(f"{loss:.1f}" for loss in losses[1:])]
+    shown = [text for text in texts(picture) if text]
+    assert shown == [part for pair in zip(reading.tokens, notes, strict=True) for part in pair]
     assert picture.axes[0].get_title(loc="left") == f"{np.nanmean(losses):.2f} nats a character"
     assert plots.lines("+++\n" + "字" * 30) == [range(0, 4), range(4, 28), range(28, 34)]
 
 
-def test_statistics_and_ablation_are_matrices_layers_by_heads(reading, data_root):
-    picture = plots.statistics(reading)
+def test_statistics_are_matrices_layers_by_heads(reading):
     values = stats.head_statistics(reading.weights, reading.text)
-    for axes, value in zip(picture.axes, values, strict=True):
-        assert np.array_equal(drawn(axes), value, equal_nan=True)
-    [axes] = plots.ablation(reading, data_root=data_root, num_windows=2).axes
-    assert drawn(axes).shape == (2, 2) and axes.get_title().startswith("rise of the loss\nfrom ")
-    whole = stats.text_loss(reading)
-    assert f"from {whole:.3f}" in plots.ablation(reading).axes[0].get_title()
-    on_validation = stats.validation_loss(data_root, reading.model, reading.title, num_windows=2)()
-    assert f"from {on_validation:.3f}" in axes.get_title() and on_validation != pytest.approx(whole, abs=1e-3)
+    for axes, value in zip(plots.statistics(reading).axes, values, strict=True):
+        assert np.array_equal(axes.images[0].get_array(), value, equal_nan=True)
 
 
 def test_the_lens_has_a_row_a_depth_and_the_text_below(reading):
@@ -303,95 +191,50 @@ def test_the_lens_has_a_row_a_depth_and_the_text_below(reading):
     picture = plots.lens(reading)
     shown = texts(picture)
     assert len(framed(picture)) == sum(row[i] == reading.text[i + 1] for row in best for i in range(13)) > 0
-    for name, chars, loss in zip(("embeddings", "layer 0", "layer 1"), best, losses, strict=True):
-        start = shown.index(f"{name}, loss {loss:.2f}")
+    names = map("{}, loss {:.2f}".format, ("embeddings", "layer 0", "layer 1"), losses)
+    for name, chars in zip([*names, "text"], [*best, reading.text], strict=True):
+        start = shown.index(name)
         assert [text for text in shown[start + 1 : start + 29] if text] == list(map(fonts.label, chars))
-    start = shown.index("text")
-    assert [text for text in shown[start + 1 : start + 29] if text] == reading.tokens
 
 
-def test_in_the_lens_the_first_row_of_each_run_has_its_name(reading, monkeypatch):
-    monkeypatch.setattr(plots, "ROW", 10)
-    picture = plots.lens(reading, replace(reading, name="other"))
-    assert [axes.get_title(loc="left") for axes in picture.axes] == ["small", "", "other", ""]
-
-
-def test_runs_side_by_side_may_differ_in_size(reading):
+def test_pictures_of_several_runs_name_them_and_the_runs_may_differ_in_size(reading, monkeypatch):
     weights = torch.rand(3, 1, 5, 14, 14).tril()
     other = replace(reading, weights=list(weights / weights.sum(-1, keepdim=True)), name="other")
-    picture = plots.statistics(reading, other)
-    assert [axes.get_title().split("\n")[0] for axes in picture.axes] == ["small"] * 4 + ["other"] * 4
+    *heatmaps, _colorbar = plots.heatmaps(reading, reading, layer=0, labels=False).axes
+    assert [axes.get_title() for axes in heatmaps] == ["small\nlayer 0, head 0", "small\nlayer 0, head 1"] * 2
+    titles = [axes.get_title().split("\n")[0] for axes in plots.statistics(reading, other).axes]
+    assert titles == ["small"] * 4 + ["other"] * 4
+    monkeypatch.setattr(plots, "ROW", 10)  # a text in two rows of the lens, the first of which has the name
+    titles = [axes.get_title(loc="left") for axes in plots.lens(reading, other).axes]
+    assert titles == ["small", "", "other", ""]
 
 
-@pytest.mark.parametrize("draw", [plots.heatmaps, plots.predictions, plots.losses, plots.lens])
-def test_the_shortest_text_has_its_pictures(shortest, draw):
-    picture = draw(shortest)._repr_png_()
-    assert Image.open(io.BytesIO(picture)).mode == "P"
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("draw", [plots.heatmaps, plots.predictions, plots.losses, plots.lens, plots.statistics])
+def test_the_shortest_text_has_its_pictures(reading, draw):
+    shortest = stats.read(reading.model, reading.vocabulary, reading.text[5])
+    assert Image.open(io.BytesIO(draw(shortest)._repr_png_())).mode == "P"
 
 
-def test_a_text_of_one_character_has_statistics_too(shortest, recwarn):
-    plots.statistics(shortest).png()
-    assert not list(recwarn)
+@every_glyph
+def test_odd_characters_are_drawn_by_labels_that_can_be_seen(reading):
+    odd = " \u3000\t\u200b\ue000\u0301$\U0003134a"
+    vocabulary = Vocabulary("".join(sorted({*reading.vocabulary.chars[: -len(odd)], *odd})))
+    read = stats.read(reading.model, vocabulary, "\n" + odd)
+    shown = ["↵", "␣", "␣", "U+0009", "U+200B", "U+E000", "◌\u0301", "$"]
+    assert read.tokens == [*shown, "\U0003134a"]
+    picture = plots.heatmaps(read)
+    assert labels(picture.axes[0])[0][:-1] == shown
+    for drawing in (picture, plots.losses(read)):
+        drawing.png()
 
 
-def test_odd_characters_are_drawn_by_their_names(reading, recwarn):
-    vocabulary = Vocabulary("".join(sorted({*reading.vocabulary.chars[:-5], *"\u3000\u200b\ue000\U0003134a$"})))
-    odd = stats.read(reading.model, vocabulary, "$\u3000\u200b\ue000\U0003134a")
-    assert odd.tokens == ["$", "␣", "U+200B", "U+E000", "\U0003134a"]
-    picture = plots.heatmaps(odd)
-    assert [label.get_text() for label in picture.axes[0].get_xticklabels()][:4] == odd.tokens[:4]
-    picture.png()
-    plots.losses(odd).png()
-    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
-
-
-def parameters(view: page.View) -> dict:
-    """The data in a view's script."""
-    _, data = view.document.split("const params = readable(")
-    return json.JSONDecoder().raw_decode(data)[0]
-
-
-# Loading
-
-
-def test_the_weights_are_those_of_the_explicit_path_and_that_path_is_the_fast_one(poem):
+def test_a_reading_holds_what_the_model_computes(poem):
     with torch.inference_mode():
         logits, weights = poem.model(poem.ids, need_weights=True)
-        fast, none = poem.model(poem.ids)
-    assert none == [] and torch.allclose(logits, fast, atol=1e-5)
-    assert torch.allclose(poem.logits, fast[0], atol=1e-5)
-    assert [tuple(layer.shape) for layer in poem.weights] == [(1, 2, 48, 48)] * 3
+    assert poem.tokens == list(POEM.replace("\n", "↵")) and torch.equal(poem.logits, logits[0]) and len(weights) == 3
     for ours, theirs in zip(poem.weights, weights, strict=True):
-        assert torch.equal(ours, theirs)
-        assert torch.allclose(ours.sum(-1), torch.ones(1, 2, 48)) and not ours.triu(1).any()
-
-
-def test_the_weights_are_softmax_of_the_scores(poem, monkeypatch):
-    """Computed anew, with numpy, from the queries and keys that the model's attention() gets."""
-    seen = []
-    real = gpt.attention
-    monkeypatch.setattr(gpt, "attention", lambda q, k, *args: seen.append((q, k)) or real(q, k, *args))
-    with torch.inference_mode():
-        poem.model(poem.ids, need_weights=True)
-    for (q, k), weights in zip(seen, poem.weights, strict=True):
-        scores = np.exp(q.numpy() @ k.numpy().swapaxes(-1, -2) / np.sqrt(8)) * np.tri(48)
-        assert np.allclose(weights, scores / scores.sum(-1, keepdims=True), atol=1e-5)
-
-
-def test_line_breaks_spaces_and_invisible_characters_can_be_seen(poem):
-    assert poem.tokens == list(POEM.replace("\n", "↵"))
-    vocabulary = Vocabulary("".join(sorted({*poem.vocabulary.chars[:-3], *" \u3000\u200b"})))
-    shown = stats.read(poem.model, vocabulary, " \u3000\u200b\n")
-    assert shown.tokens == ["␣", "␣", "U+200B", "↵"]
-
-
-def test_of_a_long_text_the_first_window_is_shown_with_a_note(folder, poem):
-    long = stats.load(folder / DATA, folder / RUN, POEM * 2)
-    assert long.text == (POEM * 2)[:64] and len(long.tokens) == 64 == long.weights[0].size(-1)
-    assert "96 characters" in long.note and "64" in long.note
-    for view in (page.head_view(long), page.model_view(long)):
-        assert long.note in view.frame()
-    assert poem.note == "" and "<p>" not in page.head_view(poem).frame()
+        assert ours.shape == (1, 2, 48, 48) and torch.equal(ours, theirs)
 
 
 def test_runs_that_do_not_exist_are_named_with_the_command_that_makes_them(folder, monkeypatch, capsys):
@@ -402,31 +245,28 @@ def test_runs_that_do_not_exist_are_named_with_the_command_that_makes_them(folde
     assert capsys.readouterr().out == said
 
 
-# bertviz' views
+def parameters(view: page.View) -> dict:
+    """The data in a view's script."""
+    _, data = view.document.split("const params = readable(")
+    return json.JSONDecoder().raw_decode(data)[0]
 
 
 @pytest.mark.parametrize("draw", [page.head_view, page.model_view])
-def test_a_view_holds_the_models_weights_once_and_rounded(poem, draw):
-    view = draw(poem)
+def test_a_view_holds_the_models_weights_once_and_rounded_and_asks_for_nothing_outside(poem, draw):
+    view, tags = draw(poem), []
     [data] = parameters(view)["attention"]
     assert data["left_text"] == data["right_text"] == poem.tokens
     weights = torch.cat(poem.weights).numpy()  # (layers, h, L, L)
     assert np.abs(np.array(data["attn"]) - weights).max() <= 0.5001e-4
     assert all(len(str(w)) <= 6 for w in data["attn"][2][1][47])
-    assert view.document.count('"left_text"') == 1
-    assert len(view.frame()) < 700_000
-
-
-@pytest.mark.parametrize("draw", [page.head_view, page.model_view])
-def test_a_view_asks_for_nothing_outside(poem, draw):
-    tags = []
+    assert view.document.count('"left_text"') == 1 and len(view.frame()) < 700_000
     parser = html.parser.HTMLParser()
     parser.handle_starttag = lambda tag, attributes: tags.append((tag, dict(attributes)))
-    parser.feed(draw(poem).document)
+    parser.feed(view.document)
     assert {"html", "head", "body", "script", "div"} <= {tag for tag, _ in tags}
     assert not [tag for tag, attributes in tags if tag == "link" or {"src", "href"} & set(attributes)]
-    frame = draw(poem).frame()
-    assert frame.count("<iframe") == frame.count("srcdoc=") == 1 and "<script" not in frame
+    frame = view.frame()
+    assert frame.count("<iframe") == frame.count("srcdoc=") == 1 and "<script" not in frame and "<p>" not in frame
 
 
 def test_no_token_ends_the_script(poem):
@@ -438,33 +278,22 @@ def test_no_token_ends_the_script(poem):
     assert view.document.count("<!--") == 0
 
 
-def test_layers_and_heads_that_the_model_lacks_are_refused(poem):
-    for wrong in (
-        lambda: page.head_view(poem, layer=3),
-        lambda: page.head_view(poem, heads=[9]),
-        lambda: page.head_view(poem, heads=[]),
-        lambda: page.model_view(poem, include_layers=[-1]),
-        lambda: plots.heatmaps(poem, layer=3),
-        lambda: plots.heatmaps(poem, heads=[2]),
-    ):
-        with pytest.raises(UserError, match="quansongci has the"):
-            wrong()
-
-
-def test_a_view_shows_the_layer_and_heads_that_are_asked_for(poem):
+def test_a_view_shows_the_layer_and_heads_that_are_asked_for_and_refuses_those_that_the_model_lacks(poem):
     data = parameters(page.head_view(poem, layer=2, heads=[1]))
     assert data["layer"] == 2 and data["heads"] == [1]
     data = parameters(page.model_view(poem, include_layers=[1]))
     assert data["include_layers"] == [1] and data["total_heads"] == 12
+    head, model, maps = page.head_view, page.model_view, plots.heatmaps
+    wrong = [(head, {"layer": 3}), (head, {"heads": [9]}), (head, {"heads": []}), (model, {"include_layers": [-1]})]
+    for draw, asked in [*wrong, (maps, {"layer": 3}), (maps, {"heads": [2]})]:
+        with pytest.raises(UserError, match="quansongci has the"):
+            draw(poem, **asked)
 
 
 def test_without_the_libraries_a_line_says_what_to_install(poem, monkeypatch):
     monkeypatch.setattr(page, "LIBRARIES", (("no_such_package", "js/d3.v5.min.js"),))
     with pytest.raises(UserError, match="no_such_package is missing: pip install"):
         page.head_view(poem)
-
-
-# The command line
 
 
 def test_a_page_of_a_large_model_leaves_the_model_view_out_and_says_so(poem, monkeypatch):
@@ -484,120 +313,38 @@ def test_a_page_of_a_large_model_leaves_the_model_view_out_and_says_so(poem, mon
         (POEM, ["--out", "page.pdf"], ["page.pdf", ".html"]),
         (POEM, ["--out", "nowhere/page.html"], ["no folder nowhere"]),
         (POEM, ["--out", ""], ["--out ''", ".html"]),
+        # Before any work: else the missing run would be told of
+        (POEM, ["--out", "folder.html", "--ckpt_path", "nowhere"], ["--out folder.html: it is a folder"]),
+        (POEM, ["--out", "picture.html", "--ckpt_path", "nowhere"], ["--out picture.png: it is a folder"]),
         (POEM, ["--ckpt_path", "nowhere"], ["no checkpoint", "train.py"]),
+        (POEM, ["--ckpt_path", "other"], ["another vocabulary"]),
         (POEM, ["--data_root", "nowhere"], ["no data folder nowhere"]),
         (POEM, ["--text", "nowhere.txt"], ["cannot read nowhere.txt as UTF-8 text: No such file or directory"]),
         (POEM, ["--num_windows", "0"], ["num_windows"]),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_line(folder, tmp_path, assert_user_error, monkeypatch, text, flags, words):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "text.txt").write_bytes(text if isinstance(text, bytes) else text.encode())
+def test_what_users_get_wrong_is_one_line(folder, ckpt_path, file, assert_user_error, monkeypatch, text, flags, words):
+    here = file("text.txt", text).parent
+    monkeypatch.chdir(here)
+    for name in ("folder.html", "picture.png"):
+        (here / name).mkdir()
+    (here / "other").symlink_to(ckpt_path)
+    before = sorted(here.iterdir())
     paths = ["--data_root", folder / DATA, "--ckpt_path", folder / RUN, "--text", "text.txt", "--out", "page.html"]
     assert_user_error(command, *paths, *flags, words=words)
-    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+    assert sorted(here.iterdir()) == before
 
 
-def test_a_text_that_was_cut_is_told_of_in_the_terminal_and_on_the_page(folder, tmp_path, call, monkeypatch):
-    monkeypatch.setattr(command, "draw", lambda *args: {})  # its pictures take long
-    (tmp_path / "text.txt").write_text(POEM * 2, encoding="utf-8")
-    paths = ["--text", tmp_path / "text.txt", "--out", tmp_path / "page.html"]
+def test_a_long_text_is_cut_and_the_terminal_and_the_page_say_so(folder, tmp_path, file, call, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(command, "draw", lambda reading, *args: drawn.append(reading) or {})  # that would take long
+    paths = ["--text", file("text.txt", POEM * 2), "--out", tmp_path / "page.html"]
     status, out, err = call(command, "--data_root", folder / DATA, "--ckpt_path", folder / RUN, *paths)
-    note, *_ = out.splitlines()
-    assert (status, err) == (0, "") and note.startswith("The text has 96 characters")
-    assert (tmp_path / "page.html").read_text(encoding="utf-8").count(note) == 2
+    [long], [note, *_] = drawn, out.splitlines()
+    assert long.text == (POEM * 2)[:64] and len(long.tokens) == 64 == long.weights[0].size(-1)
+    assert (status, err) == (0, "") and note.startswith("The text has 96 characters") and note.endswith("first 64.")
+    assert (tmp_path / "page.html").read_text(encoding="utf-8").count(note) == 2  # at each view
     assert (tmp_path / "page.png").read_bytes().startswith(b"\x89PNG")
-
-
-@pytest.mark.parametrize("name", ["page.html", "page.png"])
-def test_a_folder_where_the_page_or_its_picture_would_go_is_refused_before_any_work(tmp_path, assert_user_error, name):
-    (tmp_path / name).mkdir()
-    flags = ["--out", tmp_path / "page.html", "--ckpt_path", tmp_path / "no_run"]
-    assert_user_error(command, *flags, words=["--out", f"{name}: it is a folder"])
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
-def test_a_model_of_another_vocabulary_is_refused(folder, ckpt_path):
-    with pytest.raises(UserError, match="another vocabulary"):
-        stats.load(folder / DATA, ckpt_path, POEM)
-
-
-# Fonts
-
-
-def test_labels_can_be_seen():
-    chars = ["\n", " ", "\u3000", "\t", "\u200b", "\ue000", "\u0301", "风", "，", "a"]
-    assert [fonts.label(char) for char in chars] == [
-        *("↵", "␣", "␣", "U+0009", "U+200B", "U+E000", "◌\u0301", "风", "，", "a")
-    ]
-
-
-def test_the_bundled_font_is_enough_for_latin(bundled, capsys):
-    assert fonts.find("abc ↵␣") == fonts.Fonts(("DejaVu Sans",), frozenset())
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    ("system", "way"),
-    [
-        ("linux", "apt install fonts-noto-cjk (Debian, Ubuntu), dnf install"),
-        ("win32", "Chinese (Simplified) Supplemental Fonts"),
-        ("darwin", "Font Book"),
-        ("freebsd14", "~/.fonts"),
-    ],
-)
-def test_without_a_chinese_font_the_line_says_how_to_get_one_on_this_system(bundled, monkeypatch, capsys, system, way):
-    monkeypatch.setattr(fonts.sys, "platform", system)
-    found = fonts.find("春a")
-    assert found.missing == {"春"} and found.shown("春a") == "U+6625a"
-    assert way in capsys.readouterr().err
-
-
-def chinese():
-    found = fonts.find("春")
-    if found.missing:
-        pytest.skip("no Chinese font here: apt install fonts-noto-cjk")
-    return found
-
-
-def test_a_chinese_font_comes_first_and_others_fill_its_gaps(capsys):
-    families = chinese().families
-    assert families[0] != "DejaVu Sans" and families[-1] == "DejaVu Sans"
-    fonts.say_once.cache_clear()
-    capsys.readouterr()
-    found = fonts.find("春↵\U0010fffe")
-    assert found.families[0] == families[0] and found.missing == {"\U0010fffe"}
-    assert capsys.readouterr().err == fonts.RARE + "\n"
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_of_a_family_the_regular_file_counts(monkeypatch, order):
-    from matplotlib import font_manager
-
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", font_manager.fontManager.ttflist[::order])
-    fonts.installed.cache_clear()
-    try:
-        assert fonts.installed()["DejaVu Sans"].endswith("DejaVuSans.ttf"), "not the bold or condensed one"
-    finally:
-        fonts.installed.cache_clear()
-
-
-def test_a_font_that_came_after_matplotlibs_list_is_found(tmp_path, monkeypatch):
-    from matplotlib import font_manager
-
-    family = chinese().families[0]
-    path = shutil.copy(fonts.installed()[family], tmp_path)
-    manager = font_manager.FontManager.__new__(font_manager.FontManager)
-    manager.__dict__.update(font_manager.fontManager.__dict__)
-    manager.ttflist = [font for font in manager.ttflist if font.name == "DejaVu Sans"]
-    monkeypatch.setattr(font_manager, "fontManager", manager)
-    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(path), str(tmp_path / "broken.ttf")])
-    (tmp_path / "broken.ttf").write_bytes(b"no font")
-    fonts.installed.cache_clear()
-    try:
-        assert fonts.find("春").missing == frozenset()
-    finally:
-        fonts.installed.cache_clear()
 
 
 @pytest.mark.slow
@@ -609,3 +356,88 @@ def test_any_text_to_look_at(tuned_ckpt, file, content):
     reading = case("text", lambda: stats.read(model, vocabulary, read_text(path)))
     if reading:
         case("text", lambda: stats.head_statistics(reading.weights, reading.text))
+
+
+# Fonts
+
+
+@pytest.fixture
+def bundled(monkeypatch):
+    """A machine whose only font is matplotlib's own, and that has not complained yet."""
+    only = {"DejaVu Sans": fonts.installed()["DejaVu Sans"]}
+    monkeypatch.setattr(fonts, "installed", lambda: only)
+    fonts.say_once.cache_clear()
+
+
+@pytest.fixture
+def chinese():
+    """The families for a Chinese character, the first to be tried first."""
+    found = fonts.find("春")
+    if found.missing:
+        pytest.skip("no Chinese font here: apt install fonts-noto-cjk")
+    return found.families
+
+
+@every_glyph
+def test_chinese_labels_are_real_glyphs(reading, chinese):
+    """Without glyphs, the same box would be drawn for any two of them."""
+    pictures = set()
+    for char in "春风":
+        picture = plots.Picture([], 1, 1, 1, 1, more=char)
+        picture.text(0.2, 0.2, char, fontsize=40)
+        pictures.add(picture.png())
+    assert len(pictures) == 2
+    for draw in (plots.heatmaps, plots.predictions, plots.losses, plots.statistics, plots.lens):
+        draw(reading).png()
+
+
+@every_glyph
+def test_without_a_chinese_font_there_are_code_points_and_one_line(reading, bundled, capsys):
+    picture = plots.heatmaps(reading)
+    [axes, *_] = picture.axes
+    assert labels(axes) == [[t if t in "+↵" else f"U+{ord(t):04X}" for t in reading.tokens]] * 2
+    assert {label.get_rotation() for label in axes.get_xticklabels()} == {90}
+    for drawing in (picture, plots.predictions(reading), plots.losses(reading), plots.lens(reading)):
+        drawing.png()
+    err = capsys.readouterr().err
+    assert err.startswith("No Chinese font on this machine") and err.count("\n") == 1
+
+
+WAYS = {"linux": "apt install fonts-noto-cjk (Debian, Ubuntu), dnf", "win32": "Chinese (Simplified) Supplemental Fonts"}
+WAYS |= {"darwin": "Font Book", "freebsd14": "~/.fonts"}
+
+
+@pytest.mark.parametrize("system", WAYS)
+def test_without_a_chinese_font_a_line_names_the_way_to_one_on_this_system(bundled, monkeypatch, capsys, system):
+    monkeypatch.setattr(fonts.sys, "platform", system)
+    assert fonts.find("abc ↵␣") == fonts.Fonts(("DejaVu Sans",), frozenset())
+    assert capsys.readouterr().err == "", "matplotlib's own is enough for these"
+    found = fonts.find("春a")
+    assert found.missing == {"春"} and found.shown("春a") == "U+6625a"
+    assert WAYS[system] in capsys.readouterr().err
+
+
+def test_a_chinese_font_comes_first_and_others_fill_its_gaps(chinese, capsys):
+    assert chinese[0] != "DejaVu Sans" and chinese[-1] == "DejaVu Sans"
+    fonts.say_once.cache_clear()
+    found = fonts.find("春↵\U0010fffe")
+    assert found.families[0] == chinese[0] and found.missing == {"\U0010fffe"}
+    assert capsys.readouterr().err == fonts.RARE + "\n"
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_of_a_family_the_regular_file_counts(monkeypatch, order):
+    manager = font_manager.fontManager
+    monkeypatch.setattr(manager, "ttflist", manager.ttflist[::order])
+    listed = fonts.installed.__wrapped__()  # anew
+    assert listed["DejaVu Sans"].endswith("DejaVuSans.ttf"), "not the bold or condensed one"
+
+
+def test_a_font_that_came_after_matplotlibs_list_is_found(chinese, tmp_path, monkeypatch):
+    path = shutil.copy(fonts.installed()[chinese[0]], tmp_path)
+    manager = copy.copy(font_manager.fontManager)
+    manager.ttflist = [font for font in manager.ttflist if font.name == "DejaVu Sans"]
+    (tmp_path / "broken.ttf").write_bytes(b"no font")
+    monkeypatch.setattr(font_manager, "fontManager", manager)
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(path), str(tmp_path / "broken.ttf")])
+    assert fonts.installed.__wrapped__()[chinese[0]] == str(path)
