@@ -23,6 +23,7 @@ from songci.attention import __main__ as command
 from songci.attention import page, plots, stats
 from songci.cli import UserError, read_text
 from songci.corpus.vocabulary import Vocabulary
+from songci.forms.templates import Forms
 from songci.training.checkpoint import load_model
 
 CLAUSES = "+++调\n甲乙丙丁，子丑寅。"  # places: 0-3 title, 4 line end, 5-8, 9 comma, 10-12, 13
@@ -210,6 +211,29 @@ def test_pictures_of_several_runs_name_them_and_the_runs_may_differ_in_size(read
 
 
 @pytest.mark.filterwarnings("error")
+def test_tones_and_rhymes_are_drawn_above_and_beside_the_characters(reading, tuned_root, tmp_path):
+    forms = Forms.load(tuned_root)
+    [template] = forms.tunes["清平乐"]
+    level = {"一": 0.99, "二": 0.01}
+    known = Forms({"清平乐": [replace(template, tones="平仄" + "中" * 14)]}, forms.classes, level)
+    known.save(tmp_path / "forms.json")
+
+    def drawn(text: str) -> tuple[str, int, int]:
+        picture = plots.tones(replace(reading, text=text), tmp_path)
+        texts = [text.get_text() for text in picture.axes[0].texts]
+        framed = sum(patch.get_edgecolor()[3] > 0 for patch in picture.axes[0].patches)
+        assert picture.png()
+        return picture.axes[0].get_title(), texts.count("●") + texts.count("○"), framed
+
+    assert drawn("+++清平乐\n二二三四。一二三四五。一二三，一二三四。") == (
+        f"清平乐: template 1 of {template.support} poems",
+        2,
+        1,
+    )
+    assert drawn("+++清平乐\n二二三四。")[0].endswith("out of form") and drawn("+++清平乐\n二二三四。")[1:] == (0, 0)
+    assert drawn("春")[0].startswith("no form") and drawn("+++清平乐")[1:] == (0, 0)
+
+
 @pytest.mark.parametrize("draw", [plots.heatmaps, plots.predictions, plots.losses, plots.lens, plots.statistics])
 def test_the_shortest_text_has_its_pictures(reading, draw):
     shortest = stats.read(reading.model, reading.vocabulary, reading.text[5])

@@ -23,6 +23,10 @@ from matplotlib.text import Text
 from songci import fonts
 from songci.attention import stats
 from songci.attention.stats import STATISTICS, Reading
+from songci.forms.check import check
+from songci.forms.poems import read_clauses, read_poems
+from songci.forms.templates import Forms
+from songci.forms.tones import EITHER, LEVEL, OBLIQUE, tone_of
 
 DPI = 80
 ROW = 24  # characters of the text in a row
@@ -162,6 +166,46 @@ def losses(*readings: Reading) -> Picture:
                 shade, note = (value[i] / top, f"{value[i]:.1f}") if i > 0 else (0, "–")
                 figure.cell(axes, x, y, reading.text[i], shade, note, colors="Reds")
     figure.colorbar(ScalarMappable(Normalize(0, top), "Reds"), ax=figure.panels, label="loss (nats)", aspect=12)
+    return figure
+
+
+SHADES = {LEVEL: 0.12, OBLIQUE: 0.45, EITHER: 0.0}  # of the characters' tones
+SIGNS = {LEVEL: "○", OBLIQUE: "●", EITHER: "◎"}  # of the places'
+GAP = 0.6  # between stanzas, in the width of a character
+
+
+def tones(reading: Reading, data_root: str | Path) -> Picture:
+    """The text's poem, a sentence a row, coloured by its tones; above each character the tone that its place asks for.
+
+    Pale is level, dark oblique, white neither for certain; a frame marks a character out of tone. Rhymes have the
+    letter of their group, with a ✗ if they do not fit.
+    """
+    forms = Forms.load(data_root)
+    tune, body = next(read_poems(reading.text.splitlines(keepends=True)), ("", reading.text))
+    result, clauses = check(tune, body, forms), read_clauses(body)
+    title, breaks, due = "no form is known of this text's tune", frozenset(), iter("")
+    if result.template is not None:
+        title = f"{tune}: template {result.number} of {result.template.support} poems"
+        title, due = (title, iter(result.template.tones)) if result.form else (f"{title}, out of form", due)
+        breaks = result.template.breaks
+    rhymes = {place: letter + "✗" * (not ok) for letter, group in result.rhymes.items() for place, _, ok in group}
+    wrong = {(i, n) for i, n, _ in result.wrong}
+    rows = [sum(len(clause.text) + 1 for clause in read_clauses(row)) for row in re.split("(?<=。)", body)]
+    width = max(8, *rows)
+    height = 1.5 * max(1, sum(clause.mark == "。" for clause in clauses)) + GAP * len(breaks)
+    figure = Picture([reading], 1, 1, 0.42 * width, 0.4 + 0.42 * height, more="✗".join(SIGNS.values()))
+    [axes] = figure.panels
+    figure.board(axes, 0, width, height)
+    axes.set_title(title, fontsize=10)
+    x, y = 0, 0.0
+    for i, clause in enumerate(clauses):
+        for n, char in enumerate(clause.text):
+            axes.text(x + 0.5, y + 0.25, SIGNS.get(next(due, ""), ""), ha="center", va="center", fontsize=8)
+            shade = SHADES[tone_of(char, forms.level)]
+            figure.cell(axes, x, y + 0.45, char, shade, framed=(i, n) in wrong, colors="Oranges")
+            x += 1
+        figure.cell(axes, x, y + 0.45, clause.mark or " ", note=rhymes.get(i, ""), colors="Oranges")
+        x, y = (0, y + 1.5 + GAP * (i in breaks)) if clause.mark == "。" else (x + 1, y)
     return figure
 
 
