@@ -13,7 +13,6 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -95,25 +94,14 @@ def sample_next(logits: Tensor, uniform: Tensor, controls: Controls, seen: Tenso
     # Sorted, so that steps 3 and 4 cut off the end. In double precision (on the CPU: not every device has it) and with
     # the largest at 0, so that no temperature, however small, gives infinities.
     k = min(controls.top_k or logits.size(-1), logits.size(-1))
-    logits, ids = largest(logits, k)
-    logits = logits.double()
+    logits, ids = logits.topk(k, dim=-1)
+    logits, ids = logits.cpu().double(), ids.cpu()
     cumulated = torch.softmax((logits - logits[:, :1]) / controls.temperature, dim=-1).cumsum(dim=-1)
     total = cumulated[:, -1:]
     if controls.top_p is not None:
         total = cumulated.gather(-1, (cumulated < controls.top_p * total).sum(-1, keepdim=True).clamp(max=k - 1))
     place = (cumulated <= uniform[:, None] * total).sum(-1, keepdim=True)
     return ids.gather(-1, place.clamp(max=k - 1)).squeeze(-1)
-
-
-def largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of logits (B, V) in falling order, and their token ids, (B, k) each, on the CPU."""
-    if logits.device.type != "cpu" or k == logits.size(-1):
-        top, ids = logits.topk(k, dim=-1)
-        return top.cpu(), ids.cpu()
-    # numpy's selection takes a tenth of the time of torch's (python benchmarks/sampling.py --part limit)
-    ids = torch.from_numpy(np.argpartition(logits.float().numpy(), -k, axis=-1)[:, -k:])
-    top, order = logits.gather(-1, ids).sort(dim=-1, descending=True)
-    return top, ids.gather(-1, order)
 
 
 class Text:

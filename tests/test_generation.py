@@ -8,7 +8,7 @@ from songci.cache import KVCache
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules, FormWriter
-from songci.generation import Context, Controls, Text, finished, generate, largest, next_logits, sample_next, samples
+from songci.generation import Context, Controls, Text, finished, generate, next_logits, sample_next, samples
 from songci.training.checkpoint import Trained, load_model
 from songci.training.device import seed_of
 
@@ -172,13 +172,6 @@ def frequencies(n: int = 2000, logits: torch.Tensor = LOGITS, seen=None, **contr
 )
 def test_a_token_is_drawn_from_the_distribution_that_the_controls_define(controls, expected):
     torch.testing.assert_close(frequencies(**controls), torch.tensor(expected).float(), atol=2e-3, rtol=0)
-
-
-@pytest.mark.parametrize("k", [1, 5, 49, 50])
-def test_the_largest_come_in_falling_order(k):
-    logits = torch.randn(7, 50, generator=torch.Generator().manual_seed(0))
-    top, ids = largest(logits, k)
-    assert torch.equal(top, logits.sort(descending=True).values[:, :k]) and torch.equal(logits.gather(1, ids), top)
 
 
 def test_top_k_keeps_exactly_k_of_equal_ones():
