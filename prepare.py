@@ -34,7 +34,10 @@ from songci.forms.learn import learn
 from songci.forms.names import misprints
 from songci.forms.poems import read_poems
 from songci.forms.stanzas import in_stanzas
+from songci.forms.templates import Forms
 
+NO_FORMS = "no forms: no poems under +++ titles"
+NO_TONES = "; no tones: the poems are too few, or too irregular, to tell them"
 FILES = ("meta.pkl", "train.bin", "val.bin")
 MAX_FORM_CHARACTERS = 4 * 10**6  # at the start of the training split, to learn forms from: twice 全宋词, two seconds
 
@@ -134,6 +137,9 @@ def main() -> None:
     vocabulary, train_tokens, val_tokens = prepare(args.data_root, args.source_url)
     print(f"{args.data_root}: {train_tokens + val_tokens:,} characters, {len(vocabulary):,} of them different")
     print(f"  train.bin  {train_tokens:10,} tokens\n  val.bin    {val_tokens:10,} tokens")
+    forms = Forms.load(args.data_root)
+    known = f"{len(forms.tunes):,} tunes, {len(forms.class_tones)} classes of rhymes" if forms.tunes else NO_FORMS
+    print(f"  forms.json {known}{'' if forms.level or not forms.tunes else NO_TONES}")
 
 
 if __name__ == "__main__":

@@ -98,6 +98,16 @@ def test_a_bad_corpus_or_folder_gets_one_line(tmp_path, assert_user_error, monke
     assert os.listdir(tmp_path) == ([] if content is None else ["input.txt"])
 
 
+def test_what_the_text_lacks_for_forms_and_tones_is_told(tmp_path, call):
+    for name, text, told in (
+        ("plain", "春夏秋冬。\n" * 50, "no forms: no poems under +++ titles"),
+        ("few", tuned_text(40), "3 tunes, 3 classes of rhymes; no tones: the poems are too few"),
+    ):
+        (tmp_path / name).mkdir()
+        status, out, _ = call(prepare, "--data_root", write(tmp_path / name, text))
+        assert status == 0 and f"forms.json {told}" in out
+
+
 def test_forms_are_learned_from_the_beginning_of_the_training_split(tmp_path, monkeypatch):
     """But not from a poem that the cut goes through: of 90, the last."""
     poems = [f"+++{tune}\n春夏秋冬。\n\n" for tune in "甲" * 60 + "乙" * 28 + "丙" * 12]
@@ -342,6 +352,7 @@ def test_the_real_corpus_is_built_from_files_of_npm_of_github_or_laid_by_hand(re
     reasons = [int(n.replace(",", "")) for n in re.findall(r"^ +([\d,]+)  ", out, re.MULTILINE)]
     assert f"21,050 poems, {len(poems):,} kept" in out and sum(reasons) + len(poems) == 21_050
     assert reasons == sorted(reasons, reverse=True)  # the commonest first
+    assert "779 tunes, 20 classes of rhymes\n" in out
     assert "28 poems under misprinted names of tunes: 一落萦 → 一落索 (11)" in out and "+++人月园\n" not in text
     aliases = load_vocabulary(real_root).aliases
     assert aliases["酹江月"] == "念奴娇"  # a text that is there is not fetched again, and keeps them
