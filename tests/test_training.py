@@ -285,8 +285,10 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
     for change in ({"vocab_size": 51}, {"max_seq_len": 17}, {"n_head": 3}, {"title": (0,)}):
         torch.save({**checkpoint, "config": {**checkpoint["config"], **change}}, path)
         assert_refused()
-    torch.save({"model": torch.nn.Linear(2, 2)}, path)  # a pickled class
-    assert_refused()
+    pickled_class, other_vocabulary = {"model": torch.nn.Linear(2, 2)}, {"chars": "ab"}
+    for wrong in (pickled_class, {**checkpoint, "vocabulary": other_vocabulary}):
+        torch.save(wrong, path)
+        assert_refused()
     flips = [(place, place % 8) for place in random.Random(0).sample(range(len(content)), 60)]
     entry = content.rindex(b"archive/data/0") - 46  # in the zip file's directory
     for place, bit in [*flips, (entry + 38, 4)]:  # the last makes the part a folder, which torch reads as anything
