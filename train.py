@@ -65,7 +65,7 @@ class Trainer:
         self.vocabulary, train_tokens, val_tokens = load_dataset(args.data_root)
         title = title_ids(self.vocabulary)
         poems = ScoredWindows.of_poems(train_tokens, title, args.max_seq_len)
-        self.measures = Measures(val_tokens, title, args.max_seq_len, args.batchsize)
+        self.measures = Measures(val_tokens, title, args.max_seq_len, args.batchsize, self.dtype)
         by_poem = use_poem_windows(args.windows, len(poems), "poem" in self.measures.windows)
         # So that the files of the run tell what "auto" meant
         args.windows, args.dtype = "poem" if by_poem else "stream", str(self.dtype).removeprefix("torch.")

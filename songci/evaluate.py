@@ -121,7 +121,7 @@ def write_poems(
                 sums = log_probs.masked_fill(~step.allowed, -math.inf).logsumexp(-1)
                 for text, log_prob in zip(step.texts, sums.tolist(), strict=True):
                     kept[text].append(log_prob)
-    return [trained.vocabulary.decode(text.new) for text in texts], [kept[text] for text in texts]
+    return [str(text).removeprefix(text.start) for text in texts], [kept[text] for text in texts]
 
 
 def scoreboard(

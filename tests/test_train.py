@@ -137,7 +137,7 @@ def test_best_is_the_checkpoint_with_the_lowest_validation_loss(data_root, tmp_p
     """Where the loss is said to rise again; the losses over the whole split are measured as they are."""
     said, asked = iter([3.0, 2.0, 2.5]), []
     monkeypatch.setattr(train.Measures, "loss", lambda self, *arguments: asked.append(arguments) or next(said))
-    folder = train_tiny(data_root, tmp_path / "run", "--lr", 0.1, "--warmup_iters", 0)
+    folder = train_tiny(data_root, tmp_path / "run", "--lr", 0.1, "--warmup_iters", 0, "--dtype", "float32")
     batches, size = 2, 4  # of an evaluation
     assert [(name, count) for name, _, count in asked] == [("poem", batches * size)] * 3
     best = torch.load(folder / "best.pt")

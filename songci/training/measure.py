@@ -12,6 +12,8 @@ from model import GPT
 from songci.corpus.windows import IGNORE, ScoredWindows, stack_windows
 from songci.training.loss import perplexity
 
+CHUNK_ROWS = 256  # of logits at a time: with all of a batch, most of the time goes into getting memory
+
 
 def mean_loss(
     model: GPT,
@@ -19,17 +21,19 @@ def mean_loss(
     windows: ScoredWindows,
     batchsize: int,
     done: Callable[[int], None] = lambda windows: None,
+    dtype: torch.dtype = torch.float32,
 ) -> float:
     """Mean loss in nats a character over the predictions that the windows of `tokens` score.
 
-    Perplexity is e to the power of this. done(number of windows) is called after each batch.
+    Perplexity is e to the power of this. done(number of windows) is called after each batch; dtype: of the large
+    products.
     """
     total, count, place = 0.0, 0, np.arange(model.config.max_seq_len)
     for i in range(0, len(windows), batchsize):
         batch = windows[i : i + batchsize]
         inputs, targets = stack_windows(tokens, batch.start, model.config.max_seq_len)
         outside = (place < batch.scored[:, None]) | (place >= batch.length[:, None])
-        total += loss_sum(model, inputs, targets.masked_fill(torch.from_numpy(outside), IGNORE))
+        total += loss_sum(model, inputs, targets.masked_fill(torch.from_numpy(outside), IGNORE), dtype)
         count += int((~outside).sum())
         done(len(batch))
     return total / count
@@ -38,8 +42,8 @@ def mean_loss(
 class Measures:
     """The validation split, read poem by poem and as one stream, and its losses in nats a character."""
 
-    def __init__(self, tokens: np.ndarray, title: tuple[int, ...], seq_len: int, batchsize: int):
-        self.tokens, self.batchsize = tokens, batchsize
+    def __init__(self, tokens: np.ndarray, title: tuple[int, ...], seq_len: int, batchsize: int, dtype=torch.float32):
+        self.tokens, self.batchsize, self.dtype = tokens, batchsize, dtype
         poems = ScoredWindows.of_poems(tokens, title, seq_len)
         self.windows = {"poem": poems} if len(poems) else {}
         self.windows["stream"] = ScoredWindows.of_stream(tokens, seq_len)
@@ -48,25 +52,28 @@ class Measures:
         """The mean loss of "poem" or "stream" over max_windows windows, evenly spread, or all if there are fewer."""
         windows = self.windows[name]
         count = min(max_windows, len(windows))
-        return mean_loss(model, self.tokens, windows[np.arange(count) * len(windows) // count], self.batchsize)
+        some = windows[np.arange(count) * len(windows) // count]
+        return mean_loss(model, self.tokens, some, self.batchsize, dtype=self.dtype)
 
     def whole(self, model: GPT) -> dict[str, float]:
         """Both measures over the whole split, and their perplexities; those of poems are left out if there are none."""
         total, result = sum(map(len, self.windows.values())), {}
         with tqdm(total=total, desc="measuring the whole validation split", unit="window", disable=None) as bar:
             for name, windows in self.windows.items():
-                loss = mean_loss(model, self.tokens, windows, self.batchsize, bar.update)
+                loss = mean_loss(model, self.tokens, windows, self.batchsize, bar.update, self.dtype)
                 result |= {f"{name}_val_loss": loss, f"{name}_perplexity": perplexity(loss)}
         return result
 
 
 @torch.inference_mode()
-def loss_sum(model: GPT, inputs: Tensor, targets: Tensor) -> float:
+def loss_sum(model: GPT, inputs: Tensor, targets: Tensor, dtype: torch.dtype) -> float:
     """The sum of the losses at the targets that count, without dropout."""
-    training = model.training
-    model.eval()
-    features = model.features(inputs.to(model.device))
-    model.train(training)
-    targets = targets.to(model.device)
+    training, targets, total = model.training, targets.to(model.device), 0.0
     counts = targets != IGNORE  # the head, half of the work, is for these only
-    return F.cross_entropy(model.head(features[counts]).float(), targets[counts], reduction="sum").item()
+    model.eval()
+    with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
+        features = model.features(inputs.to(model.device))[counts]
+        for rows, y in zip(features.split(CHUNK_ROWS), targets[counts].split(CHUNK_ROWS), strict=True):
+            total += F.cross_entropy(model.head(rows).float(), y, reduction="sum").item()
+    model.train(training)
+    return total
