@@ -17,7 +17,7 @@ from songci.corpus.vocabulary import Vocabulary
 from songci.forms import __main__ as forms_command
 from songci.forms import stanzas
 from songci.forms.check import agreement, check
-from songci.forms.learn import learn, refrains, rhyme_classes, rhyme_scheme
+from songci.forms.learn import learn, refrains, rhyme_classes, rhyme_scheme, rhyme_tones
 from songci.forms.names import misprints
 from songci.forms.poems import read_clauses, read_poems, split_title, tune_of
 from songci.forms.prompt import as_in_corpus
@@ -237,7 +237,7 @@ def test_departures_are_marked_in_the_text(call, root, file):
     assert "in form, 1 character out of rhyme, 2 characters out of tone; template 1 of 5 poems" in first
     assert "三四，五六月。  a  <- 三 where 仄 is due; 四 where 平 is due; 月 does not rhyme" in first
     assert "in form, punctuated otherwise, every rhyme in its class, 1 character out of tone" in second
-    assert "out of form" in third and "〔三四五，〕六。  a  <- 3， where the form has 2，" in third
+    assert "out of form" in third and "〔三四五，〕六。  <- 3， where the form has 2，" in third
     assert "〔〕  <- the end where the form has 2，" in fourth
     assert "every tone kept" in fifth and "龘 is not in the corpus" in fifth
     assert "no form is known" in last
@@ -297,6 +297,16 @@ def test_a_pattern_of_a_single_poem_is_no_form_unless_the_tune_has_no_other():
 )
 def test_a_text_without_poems_or_without_marks_at_their_ends_has_no_forms(text):
     assert learn(poems_of(text)) == Forms()
+
+
+def test_the_rhymes_of_few_poems_tell_their_tone():
+    level, clauses = {"东": 0.99, "红": 0.99, "月": 0.01}, SHORT.clauses
+    assert rhyme_tones(clauses, "aa", ["东红", "红东"], level) == "中中平中中中中平"
+    assert (
+        rhyme_tones(clauses, "aa", ["东红"], level) == rhyme_tones(clauses, "aa", ["东月", "红月"], level) == "中" * 8
+    )
+    assert rhyme_tones(clauses, "a-", ["东红", "红东", "东月"], level) == "中中平中中中中中"
+    assert rhyme_tones(clauses, "aa", ["东红", "红东"], {}) == ""
 
 
 def test_stanza_lines_that_most_poems_have_are_learned_and_marks_of_any_width():

@@ -21,7 +21,7 @@ from songci.forms.templates import Forms, Template
 
 # On a terminal these signs are as wide as a letter, a Chinese character or mark as two: with a blank they are aligned
 SIGNS = {"平": "○ ", "仄": "● ", "中": "◎ "}
-LEGEND = "○ level, ● oblique, ◎ either, □ tone not known; letters: clauses that rhyme; 、 where some poem pauses\n"
+LEGEND = "○ level, ● oblique, ◎ either or not known, □ no tones known; letters: rhymes; 、 where some poem pauses\n"
 DRAWN = 3  # templates that are shown as a whole
 
 
@@ -103,7 +103,7 @@ def marked(tune: str, body: str, forms: Forms, vocabulary: Vocabulary) -> str:
     result = check(tune, body, forms)
     if result.template is None:
         return f"+++{tune}\n  no form is known of this tune\n"
-    fits = {place: (letter, ok) for letter, group in result.rhymes.items() for place, _, ok in group}
+    fits = {place: (letter, ok) for letter, place, ok in rhymes(result)}
     lines, line, faults = [], "", []
     clauses = read_clauses(body)
     for place, clause in enumerate(clauses):
@@ -127,6 +127,12 @@ def marked(tune: str, body: str, forms: Forms, vocabulary: Vocabulary) -> str:
     return "\n".join([f"+++{tune}  {verdict(result)}", *lines, ""])
 
 
+def rhymes(result: Check) -> list[tuple[str, int, bool]]:
+    """(letter, place of the clause, whether it rhymes) as far as the poem is in form: after that they mean nothing."""
+    end = len(result.template.clauses) if result.form else result.departure[0]
+    return [(letter, i, ok) for letter, group in result.rhymes.items() for i, _, ok in group if i < end]
+
+
 def verdict(result: Check) -> str:
     """What is found of a poem, in a line."""
 
@@ -135,7 +141,7 @@ def verdict(result: Check) -> str:
 
     found = ["in form" if result.form else "out of form"]
     found += ["punctuated otherwise"] * result.punctuated
-    wrong = sum(not fits for group in result.rhymes.values() for _, _, fits in group)
+    wrong = sum(not ok for _, _, ok in rhymes(result))
     found.append(faults(wrong, "rhyme") if wrong else "every rhyme in its class")
     if result.tones:
         found.append(faults(len(result.wrong), "tone") if result.wrong else "every tone kept")

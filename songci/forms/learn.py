@@ -7,11 +7,12 @@ from itertools import pairwise
 
 from songci.forms.poems import pattern, read_clauses
 from songci.forms.templates import Forms, Template
-from songci.forms.tones import contrary, learn_tones, tone_of
+from songci.forms.tones import EITHER, contrary, fixed_tone, learn_tones, tone_of
 
 MIN_SUPPORT = 2  # poems that share a pattern before it counts as a form: a single one may be a scribe's error
 MAX_ENDINGS = 1000  # poems of a template whose rhymes are looked at: plenty, and memory stays bounded
 REFRAIN = 0.2  # share of the poems that repeat a rhyme character from which on this counts as the tune's way
+MIN_RHYMES = 3  # characters of one tone in a group of rhymes that tell the group's
 AGREEMENT = 0.6  # share of the poems in which a clause must be in the class of a group to join it
 
 
@@ -53,8 +54,25 @@ def learn(poems: Iterable[tuple[str, str]]) -> Forms:
             scheme, repeats = rhyme_scheme(entry.endings, classes), refrains(clauses, entry.endings)
             places = frozenset(entry.pauses), breaks, repeats
             of_form = tones.get((tune, sum(length for length, _ in clauses)), "")
+            of_form = of_form or rhyme_tones(clauses, scheme, entry.endings, level)
             tunes[tune].append(Template(clauses, entry.support, scheme, *places, of_form))
     return Forms(dict(tunes), classes, level)
+
+
+def rhyme_tones(clauses: tuple[tuple[int, str], ...], scheme: str, endings: list[str], level: dict[str, float]) -> str:
+    """The tones of a template of too few poems for places of their own: of its rhymes, by the characters of a group.
+
+    "" if nothing is known of tones.
+    """
+    if not level:
+        return ""
+    tone = {}
+    for letter in set(scheme) - {"-"}:
+        chars = [ending[i] for ending in endings for i, other in enumerate(scheme) if other == letter]
+        tone[letter] = fixed_tone(chars, level, MIN_RHYMES)
+    letters = iter(scheme)
+    ends = [tone.get(next(letters), EITHER) if mark == "。" else EITHER for _, mark in clauses]
+    return "".join(EITHER * (length - 1) + end for (length, _), end in zip(clauses, ends, strict=True))
 
 
 def refrains(clauses: tuple[tuple[int, str], ...], endings: list[str]) -> frozenset[int]:

@@ -83,17 +83,19 @@ def contrary(a: str, b: str) -> bool:
     return {a, b} == {LEVEL, OBLIQUE}
 
 
+def fixed_tone(chars: Iterable[str], level: dict[str, float], least: int = MIN_CLEAR) -> str:
+    """The tone of nine tenths or more of the characters of one tone, if there are at least so many, else 中."""
+    counts = Counter(tone for char in chars if (tone := tone_of(char, level)) != EITHER)
+    most = max(counts, key=counts.get, default=EITHER)
+    return most if counts.total() >= least and counts[most] >= MIN_AGREEMENT * counts.total() else EITHER
+
+
 def fixed(forms: dict[Form, list[str]], level: dict[str, float]) -> dict[Form, str]:
     """For each form of enough poems the tones that its places ask for."""
-    tone = {char: tone_of(char, level) for char in level}
-
-    def of_place(chars: tuple[str, ...]) -> str:
-        counts = Counter(tone[char] for char in chars if tone[char] != EITHER)
-        most = max(counts, key=counts.get, default=EITHER)
-        return most if counts.total() >= MIN_CLEAR and counts[most] >= MIN_AGREEMENT * counts.total() else EITHER
-
-    found = {form: texts for form, texts in forms.items() if len(texts) >= MIN_POEMS}
-    return {form: "".join(map(of_place, zip(*texts, strict=True))) for form, texts in found.items()}
+    enough = {form: texts for form, texts in forms.items() if len(texts) >= MIN_POEMS}
+    return {
+        form: "".join(fixed_tone(chars, level) for chars in zip(*texts, strict=True)) for form, texts in enough.items()
+    }
 
 
 def kept(text: str, tones: str, level: dict[str, float]) -> list[bool]:
