@@ -39,7 +39,7 @@ from songci.forms.templates import Forms
 NO_FORMS = "no forms: no poems under +++ titles"
 NO_TONES = "; no tones: the poems are too few, or too irregular, to tell them"
 FILES = ("meta.pkl", "train.bin", "val.bin")
-MAX_FORM_CHARACTERS = 4 * 10**6  # at the start of the training split, to learn forms from: twice 全宋词, two seconds
+MAX_FORM_CHARACTERS = 4 * 10**6  # at the start of the training split, to learn forms from: twice 全宋词, six seconds
 
 
 def prepare(data_root: str | Path, source_url: str = quansongci.GITHUB_URL) -> tuple[Vocabulary, int, int]:

@@ -69,7 +69,7 @@ def rhyme_tones(clauses: tuple[tuple[int, str], ...], scheme: str, endings: list
     tone = {}
     for letter in set(scheme) - {"-"}:
         chars = [ending[i] for ending in endings for i, other in enumerate(scheme) if other == letter]
-        tone[letter] = fixed_tone(chars, level, MIN_RHYMES)
+        tone[letter] = fixed_tone((tone_of(char, level) for char in chars), MIN_RHYMES)
     letters = iter(scheme)
     ends = [tone.get(next(letters), EITHER) if mark == "。" else EITHER for _, mark in clauses]
     return "".join(EITHER * (length - 1) + end for (length, _), end in zip(clauses, ends, strict=True))

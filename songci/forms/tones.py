@@ -83,19 +83,21 @@ def contrary(a: str, b: str) -> bool:
     return {a, b} == {LEVEL, OBLIQUE}
 
 
-def fixed_tone(chars: Iterable[str], level: dict[str, float], least: int = MIN_CLEAR) -> str:
-    """The tone of nine tenths or more of the characters of one tone, if there are at least so many, else 中."""
-    counts = Counter(tone for char in chars if (tone := tone_of(char, level)) != EITHER)
+def fixed_tone(tones: Iterable[str], least: int = MIN_CLEAR) -> str:
+    """The tone of nine tenths or more of those that are no 中, if there are at least so many, else 中."""
+    counts = Counter(tones)
+    del counts[EITHER]
     most = max(counts, key=counts.get, default=EITHER)
     return most if counts.total() >= least and counts[most] >= MIN_AGREEMENT * counts.total() else EITHER
 
 
 def fixed(forms: dict[Form, list[str]], level: dict[str, float]) -> dict[Form, str]:
     """For each form of enough poems the tones that its places ask for."""
-    enough = {form: texts for form, texts in forms.items() if len(texts) >= MIN_POEMS}
-    return {
-        form: "".join(fixed_tone(chars, level) for chars in zip(*texts, strict=True)) for form, texts in enough.items()
+    table = {ord(char): tone_of(char, level) for char in level}
+    enough = {
+        form: [text.translate(table) for text in texts] for form, texts in forms.items() if len(texts) >= MIN_POEMS
     }
+    return {form: "".join(map(fixed_tone, zip(*texts, strict=True))) for form, texts in enough.items()}
 
 
 def kept(text: str, tones: str, level: dict[str, float]) -> list[bool]:
