@@ -442,7 +442,10 @@ def truncated_archive() -> bytes:
     return gzip.compress(entry.tobuf() + os.urandom(9999))[:5000]
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive", gzip.compress(bytes(10240)), truncated_archive()])
+DAMAGED = {"empty": b"", "text": b"no archive", "zeros": gzip.compress(bytes(10240)), "cut": truncated_archive()}
+
+
+@pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)  # named: what gzip makes tells the time
 def test_a_damaged_archive_from_npm_is_told_and_github_asked(npm, tmp_path, capsys, content):
     (tmp_path / "package.tgz").write_bytes(content)
     npm(f"cp {tmp_path}/package.tgz .")
