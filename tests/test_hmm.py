@@ -560,6 +560,12 @@ def test_probabilities_below_the_range_of_floats_are_shown_and_are_null_in_json(
     assert result["viterbi"]["probability"] is None and result["viterbi"]["log_probability"] < -1600
 
 
+def test_fractions_of_thousands_of_digits_are_written_whole(call, file):
+    model = json.dumps({"startprob": [0.5, 0.5], "transmat": [[0.5, 0.5]] * 2, "emissionprob": [[1e-250, 1]] * 2})
+    (result,) = json_of(call, "--model", file("model.json", model), "--obs", file("obs.txt", ",".join(["v1"] * 100)))
+    assert result["exact"]["likelihood"] == f"1/1{'0' * 25_000}"
+
+
 def test_what_is_too_long_or_too_wide_is_left_out():
     assert "All 64 paths" in walkthrough.explain(PHONE_STORE, [np.array(HML * 2)], "en")
     assert "paths" not in walkthrough.explain(PHONE_STORE, [np.array(HML * 3)], "en")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -121,11 +122,14 @@ def result_to_json(model, obs: np.ndarray, brief: bool = False, k: int = 0) -> s
 def _put_exact(result: dict, exact) -> None:
     """Adds the fractions, and rounds the plain numbers from them: 0.03541 instead of 0.03541000000000002."""
 
+    if hasattr(sys, "set_int_max_str_digits"):  # in newer Pythons: a hundred small probabilities make long fractions
+        sys.set_int_max_str_digits(0)
+
     def plain(x):
         return float(x) if float(x) or not x else None
 
-    names = [name for name in ("likelihood", "alpha", "beta", "gamma", "xi", "delta") if result[name] is not None]
-    tables = {name: getattr(exact, name) for name in names}  # without δ, γ and ξ if P(O) = 0
+    names = ["alpha", "beta", "gamma", "xi", "delta"]  # without δ, γ and ξ if P(O) = 0
+    tables = {name: getattr(exact, name) for name in ("likelihood", *(n for n in names if result[n] is not None))}
     result["exact"] = {name: np.vectorize(str, otypes=[object])(table) for name, table in tables.items()}
     result |= {name: np.vectorize(plain, otypes=[object])(table) for name, table in tables.items()}
     if result["viterbi"]["path"]:
