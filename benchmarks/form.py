@@ -35,7 +35,7 @@ from songci.training.device import choose_device, few_threads
 
 
 def row(name: str, people: str, checks: list[Check], seconds: float) -> str:
-    kept = [same for result in checks for same in result.tones] or [False]
+    kept = [keeps for result in checks for *_, keeps in result.tones] or [False]
     toned = [not result.wrong for result in checks if result.tones] or [False]
     shares = [
         sum(result.form and result.number == 1 for result in checks) / len(checks),

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from songci.forms.poems import Clause, pattern, read_clauses
 from songci.forms.templates import Forms, Template
-from songci.forms.tones import contrary, kept, tone_of
+from songci.forms.tones import EITHER, tone_of
 
 
 @dataclass(frozen=True)
@@ -18,8 +18,8 @@ class Check:
     departure: (place of the first clause that departs from it, what stands there, what should), None if the poem is in
     form; punctuated: whether it is in form but for 。 where the template has ，, or the other way round.
     rhymes: {letter: [(place of the clause, its last character, whether it is in the group's class)]}; the group's class
-    is the commonest in it. tones: for each fixed place whether it is kept, as from kept(); wrong: (place of the clause,
-    place in it, the tone due) where not.
+    is the commonest in it. tones: of a poem in form, (place of the clause, place in it, the tone due, whether it is
+    kept) for each fixed place with a character of one tone.
     """
 
     tune: str
@@ -28,8 +28,7 @@ class Check:
     departure: tuple[int, str, str] | None = None
     punctuated: bool = False
     rhymes: dict[str, list[tuple[int, str, bool]]] = field(default_factory=dict)
-    tones: list[bool] = field(default_factory=list)
-    wrong: list[tuple[int, int, str]] = field(default_factory=list)
+    tones: list[tuple[int, int, str, bool]] = field(default_factory=list)
 
     @property
     def form(self) -> bool:
@@ -42,9 +41,14 @@ class Check:
         return self.form and all(fits for group in self.rhymes.values() for _, _, fits in group)
 
     @property
+    def wrong(self) -> list[tuple[int, int, str]]:
+        """(place of the clause, place in it, the tone due) of the characters out of tone."""
+        return [(i, n, due) for i, n, due, keeps in self.tones if not keeps]
+
+    @property
     def tone(self) -> float | None:
-        """The share of the fixed places that a poem in form keeps; None if there are none."""
-        return sum(self.tones) / len(self.tones) if self.form and self.tones else None
+        """The share of the fixed places that are kept; None if there are none."""
+        return 1 - len(self.wrong) / len(self.tones) if self.tones else None
 
 
 def check(tune: str, body: str, forms: Forms) -> Check:
@@ -74,18 +78,16 @@ def check(tune: str, body: str, forms: Forms) -> Check:
         have, want = ("{}{}".format(*form[place]) if place < len(form) else "the end" for form in (found, best.clauses))
         departure = (place, have, want)
     rhymes = _rhymes(clauses, best, forms.classes)
-    text = "".join(clause.text for clause in clauses)
-    tones = kept(text, best.tones, forms.level) if in_form else []
-    wrong = _wrong_tones(clauses, best, forms.level) if in_form else []
+    tones = _tones(clauses, best, forms.level) if in_form else []
     number = templates.index(best) + 1
-    return Check(tune, best, number, departure, in_form and best.clauses != found, rhymes, tones, wrong)
+    return Check(tune, best, number, departure, in_form and best.clauses != found, rhymes, tones)
 
 
-def _wrong_tones(clauses: list[Clause], template: Template, level: dict[str, float]) -> list[tuple[int, int, str]]:
-    """The places of a poem in form that are out of tone, as in Check.wrong."""
-    places = [(i, n, char) for i, clause in enumerate(clauses) for n, char in enumerate(clause.text)]
-    pairs = zip(places, template.tones, strict=False)
-    return [(i, n, due) for (i, n, char), due in pairs if contrary(tone_of(char, level), due)]
+def _tones(clauses: list[Clause], template: Template, level: dict[str, float]) -> list[tuple[int, int, str, bool]]:
+    """Check.tones of a poem that has the template's clauses."""
+    places = [(i, n, tone_of(char, level)) for i, clause in enumerate(clauses) for n, char in enumerate(clause.text)]
+    pairs = zip(places, template.tones, strict=False)  # "" if no tones are known
+    return [(i, n, due, tone == due) for (i, n, tone), due in pairs if EITHER not in (tone, due)]
 
 
 def _rhymes(clauses: list[Clause], template: Template, classes: dict[str, int]) -> dict[str, list]:

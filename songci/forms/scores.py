@@ -57,7 +57,7 @@ def form_scores(poems: list[Poem], forms: Forms) -> dict[str, float]:
         "format F1": mean(2 * p * r / (p + r) if p + r else 0.0 for p, r in matches),
         "rhyming pairs": mean(rhymes),
         "in form and rhyme": mean(result.rhyme for result in checks),
-        "fixed tones kept": mean(kept for result in toned for kept in result.tones),
+        "fixed tones kept": mean(keeps for result in toned for *_, keeps in result.tones),
         "no tone wrong": mean(not result.wrong for result in toned),
         "at most one tone wrong": mean(len(result.wrong) <= 1 for result in toned),
     }

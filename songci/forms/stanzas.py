@@ -45,7 +45,7 @@ def find_break(clauses: Pattern) -> int | None:
 def breaks(patterns: Counter[Pattern]) -> dict[Pattern, int | None]:
     """For the patterns of a tune, with the number of poems of each: what find_break() tells of the commonest.
 
-    A rarer pattern of about the length of one before it is divided as nearly as that one.
+    A rarer pattern of about the length of a commoner one is divided as much like that one as it can be.
     """
     found: dict[Pattern, tuple[int, int] | None] = {}  # the characters of both stanzas
     first: dict[Pattern, int | None] = {}

@@ -29,11 +29,11 @@ def learn_tones(poems: list[Poem]) -> tuple[dict[str, float], dict[Form, str]]:
     Both are empty where the poems are too few or too irregular to tell. EM finds two classes in anything; so what it
     finds in nine tenths of the poems must be kept by the last tenth.
     """
-    some = by_form(poem for i, poem in enumerate(poems) if i % 10)
-    level = estimate(some)
-    tones = fixed(some, level)
-    pairs = [kept(text, tones.get((tune, len(text)), ""), level) for tune, text in poems[::10]]
-    if sum(pairs := [same for poem in pairs for same in poem]) < MIN_KEPT * max(len(pairs), MIN_CHECKED):
+    most = by_form(poem for i, poem in enumerate(poems) if i % 10)
+    level = estimate(most)
+    tones = fixed(most, level)
+    held_out = [same for tune, text in poems[::10] for same in kept(text, tones.get((tune, len(text)), ""), level)]
+    if sum(held_out) < MIN_KEPT * max(len(held_out), MIN_CHECKED):
         return {}, {}
     level = estimate(by_form(poems))
     return level, fixed(by_form(poems), level)

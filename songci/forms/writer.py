@@ -74,38 +74,38 @@ class FormRules:
         toned = in_class & self._toned[tone]
         return torch.from_numpy(toned if toned.any() else in_class)
 
-    def settled(self, draft: "Draft") -> dict[str, int] | None:
-        """{letter: rhyme class} of the draft's groups once --acrostic and --rhyme are kept; None if they cannot be."""
-        groups, template = dict(draft.groups), draft.template
+    def settle(self, draft: "Draft") -> bool:
+        """Whether --acrostic and --rhyme can be kept in the draft, whose groups get the classes that they ask for."""
+        groups, template = draft.groups, draft.template
         if self.rhyme:
             letter, number = template.longest_group, self.forms.classes[self.rhyme]
             if not letter or groups.setdefault(letter, number) != number:
-                return None
+                return False
             if contrary(template.rhyme_tone(letter), self.forms.class_tones[number]):
-                return None
+                return False
         begins = draft.begins()
         if len(begins) < len(self.acrostic):
-            return None
+            return False
         for char, i in zip(self.acrostic, begins, strict=False):
             letter, own = template.slots[i].rhyme, self.forms.classes.get(char)
             if letter and (own is None or groups.setdefault(letter, own) != own):  # a sentence of one character
-                return None
-        return groups
+                return False
+        return True
 
     @cached_property
     def titles(self) -> list[str]:
         """The title lines of the tunes of which some template can be had."""
         return [f"+++{tune}\n" for tune in self.forms.tunes if self.drafts(tune, "")]
 
-    def drafts(self, tune: str, body: str) -> list["Draft"]:
-        """The beginning of a poem in each of the tune's templates that fit it and what is asked for."""
+    def begun(self, tune: str) -> list["Draft"]:
+        """A poem of which nothing is written, in each template of the tune, or in the one that --template asks for."""
         templates = self.forms.templates(tune)
         chosen = templates[self.template - 1 : self.template] if self.template else templates
-        drafts = [Draft(self, template) for template in chosen]
-        drafts = [draft for draft in drafts if all(map(draft.take, body))]
-        for draft in drafts:
-            draft.settled = self.settled(draft)
-        drafts = [draft for draft in drafts if draft.settled is not None]
+        return [Draft(self, template) for template in chosen]
+
+    def drafts(self, tune: str, body: str) -> list["Draft"]:
+        """The beginning of a poem in each of the tune's templates that fit it and what is asked for."""
+        drafts = [draft for draft in self.begun(tune) if all(map(draft.take, body)) and self.settle(draft)]
         # What is rare or punctuated otherwise is taken if nothing else fits
         drafts = [draft for draft in drafts if draft.same_marks] or drafts
         return [draft for draft in drafts if not self.forms.is_variant(tune, draft.template)] or drafts
@@ -123,7 +123,6 @@ class Draft:
         self.at, self.groups, self.rhymed = 0, {}, ""
         self.paused = False
         self.same_marks = True
-        self.settled: dict[str, int] | None = None
 
     def begins(self) -> list[int]:
         """The slots to come that begin sentences."""
@@ -195,34 +194,31 @@ class FormWriter:
 
     def _begin(self, tune: str, body: str) -> None:
         """Draws the template of a poem whose text begins with `body`."""
-        templates, number = self.rules.forms.templates(tune), self.rules.template
-        if number > len(templates):
-            raise UserError(
-                f"--template {number}: {tune} has {len(templates)}; see python -m songci.forms --show {tune}"
-            )
+        known, number = len(self.rules.forms.templates(tune)), self.rules.template
+        if number > known:
+            raise UserError(f"--template {number}: {tune} has {known}; see python -m songci.forms --show {tune}")
         drafts = self.rules.drafts(tune, body)
         if not drafts:
-            raise UserError(self._misfit(tune, body, templates[number - 1 : number] if number else templates))
+            raise UserError(self._misfit(tune, body))
         point = self.uniform() * sum(draft.template.support for draft in drafts)
         for draft in drafts:
             point -= draft.template.support
             if point < 0:
                 break
-        self.draft, draft.groups = draft, draft.settled
+        self.draft = draft
         self.acrostic = dict(zip(draft.begins(), self.rules.acrostic, strict=False))  # {slot: character}
 
-    def _misfit(self, tune: str, body: str, templates: list[Template]) -> str:
+    def _misfit(self, tune: str, body: str) -> str:
         """The error if no template fits the text that is given, or what is asked for."""
-        written, tried = [], [Draft(self.rules, template) for template in templates]
-        for char in body:
-            left = [draft for draft in tried if draft.take(char)]
-            written.append(char)
-            if not left:
-                return self._misfit_text(tune, "".join(written), tried)
-            tried = left
         rules = self.rules
-        if max(len(draft.begins()) for draft in tried) < len(rules.acrostic):
-            most = max(len(draft.begins()) for draft in tried)
+        tried = rules.begun(tune)
+        for i, char in enumerate(body, start=1):
+            left = [draft for draft in tried if draft.take(char)]
+            if not left:
+                return self._misfit_text(tune, body[:i], tried)
+            tried = left
+        most = max(len(draft.begins()) for draft in tried)
+        if most < len(rules.acrostic):
             return f"--acrostic has {len(rules.acrostic)} characters; {tune} has {most} sentences to write"
         if rules.rhyme and not any(draft.groups for draft in tried):
             tone = TONES.get(rules.forms.class_tones[rules.forms.classes[rules.rhyme]])
