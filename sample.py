@@ -82,7 +82,7 @@ def parse_args(args=None):
     group.add_argument("--form", action="store_true", help=FORM_HELP)
     group.add_argument("--acrostic", default="", metavar="春夏秋冬", help=ACROSTIC_HELP)
     group.add_argument("--rhyme", default="", metavar="东", help=RHYME_HELP)
-    group.add_argument("--template", type=positive, default=0, metavar="N", help=TEMPLATE_HELP)
+    group.add_argument("--template", type=positive, metavar="N", help=TEMPLATE_HELP)
     group.add_argument("--best_of", type=positive, default=1, help=BEST_OF_HELP)
 
     group = parser.add_argument_group("how a character is chosen")
@@ -109,7 +109,7 @@ FORM_HELP = (
 )
 ACROSTIC_HELP = "the characters that begin the sentences to be written, in order (藏头); implies --form"
 RHYME_HELP = "a character that the poems are to rhyme with; implies --form"
-TEMPLATE_HELP = "the form to take, by its number in songci.forms --show; implies --form"
+TEMPLATE_HELP = "the form to take, by its number in songci.forms --show; if left out, as poets chose; implies --form"
 BEST_OF_HELP = (
     "make this many of each sample and print the likeliest, "
     "by the mean log-likelihood of the characters that the form left free"
@@ -148,7 +148,7 @@ def main() -> None:
     start, acrostic, rhyme = (as_in_corpus(x, vocabulary) for x in (read_start(args.start), args.acrostic, args.rhyme))
     has_forms = args.form or (Path(args.data_root) / "forms.json").is_file()
     forms = Forms.load(args.data_root) if has_forms else None
-    rules = FormRules(forms, trained.vocabulary, acrostic, rhyme, args.template) if args.form else None
+    rules = FormRules(forms, trained.vocabulary, acrostic, rhyme, args.template or 0) if args.form else None
     if forms and not rules:
         warn_of_long_tune(start, forms, trained.model.config.max_seq_len)
     Text(trained, start, args.seed, rules=rules)  # an unknown character, or no form for it, is reported before all else
