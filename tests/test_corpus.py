@@ -30,7 +30,7 @@ from hypothesis import given
 
 import prepare
 from songci.cli import UserError
-from songci.corpus import quansongci
+from songci.corpus import chinese_poetry, quansongci
 from songci.corpus.vocabulary import Vocabulary, load_dataset, load_vocabulary
 from songci.corpus.windows import Batches, ScoredWindows, Windows, poem_starts, title_ids, use_poem_windows
 from songci.forms.templates import Forms
@@ -280,6 +280,7 @@ def test_damaged_files_of_a_data_set(tmp_path, name, recorded):
 # --- 全宋词 -----------------------------------------------------------------------------------------------------------
 
 TEXT = "春夏秋冬，春夏秋冬。春夏秋冬，春夏秋冬。"
+SOURCE = quansongci.SOURCE
 
 
 def item(rhythmic, *paragraphs):
@@ -324,7 +325,7 @@ def test_punctuation_and_width_are_normalised():
 
 @pytest.fixture
 def no_npm(monkeypatch):
-    monkeypatch.setattr(quansongci.shutil, "which", lambda name: None)
+    monkeypatch.setattr(chinese_poetry.shutil, "which", lambda name: None)
 
 
 @pytest.fixture(scope="module")
@@ -333,7 +334,7 @@ def real_root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real") / "quansongci"
     folder.mkdir()
     try:
-        for name, content in zip(quansongci.FILES, quansongci.from_npm(), strict=True):
+        for name, content in zip(SOURCE.files, chinese_poetry.from_npm(SOURCE, folder / "kept.tgz"), strict=True):
             (folder / name).write_bytes(content)
     except OSError as error:
         pytest.skip(f"npm cannot fetch 全宋词: {error}")
@@ -341,14 +342,14 @@ def real_root(tmp_path_factory):
 
 
 def test_the_real_corpus_is_built_from_files_of_npm_of_github_or_laid_by_hand(real_root, tmp_path, call, no_npm):
-    assert len(quansongci.obtain(tmp_path, real_root.as_uri())) == 21_050  # as from GitHub
+    assert len(chinese_poetry.obtain(SOURCE, tmp_path, real_root.as_uri())) == 21_050  # as from GitHub
     _, out, _ = call(prepare, "--data_root", real_root)
     text = (real_root / "input.txt").read_text(encoding="utf-8")
     assert_as_in_the_handout(real_root, text)
     poems = text.split("\n\n")[:-1]
     assert (len(poems), len(text), len(set(text))) == (19_503, 1_798_002, 5_916)  # as the READMEs and docs say
-    line = f"\n[{quansongci.HAN}，、。]+。"
-    assert all(re.fullmatch(f"\\+\\+\\+[{quansongci.HAN}]+({line}){{1,2}}", poem) for poem in poems)
+    line = f"\n[{chinese_poetry.HAN}，、。]+。"
+    assert all(re.fullmatch(f"\\+\\+\\+[{chinese_poetry.HAN}]+({line}){{1,2}}", poem) for poem in poems)
     reasons = [int(n.replace(",", "")) for n in re.findall(r"^ +([\d,]+)  ", out, re.MULTILINE)]
     assert f"21,050 poems, {len(poems):,} kept" in out and sum(reasons) + len(poems) == 21_050
     assert reasons == sorted(reasons, reverse=True)  # the commonest first
@@ -356,7 +357,7 @@ def test_the_real_corpus_is_built_from_files_of_npm_of_github_or_laid_by_hand(re
     assert "28 poems under misprinted names of tunes: 一落萦 → 一落索 (11)" in out and "+++人月园\n" not in text
     aliases = load_vocabulary(real_root).aliases
     assert aliases["酹江月"] == "念奴娇"  # a text that is there is not fetched again, and keeps them
-    (real_root / quansongci.FILES[0]).unlink()
+    (real_root / SOURCE.files[0]).unlink()
     assert call(prepare, "--data_root", real_root)[0] == 0 and load_vocabulary(real_root).aliases == aliases
 
 
@@ -386,15 +387,15 @@ def test_the_tones_of_the_real_corpus_are_those_of_two_dictionaries(real_root, c
 
 
 def test_no_network_or_another_sha256_is_told_with_the_ways_out(tmp_path, no_npm, assert_user_error):
-    for name in quansongci.FILES:
+    for name in SOURCE.files:
         (tmp_path / name).write_text("[")  # it would not even be parsed
     folder = tmp_path / "data" / "quansongci"
     words = ["npm: no npm on this machine", "GitHub: ", "Ways out", f"into {folder}", "input.txt"]
     for url in ("http://localhost:port", "http://a b", "nonsense", "http://127.0.0.1:9", tmp_path.as_uri()):
         line = assert_user_error(prepare, "--data_root", folder, "--source_url", url, words=words)
     assert "SHA-256" in line and os.listdir(folder) == []
-    with pytest.raises(UserError, match=r"files in .*SHA-256"):  # those laid there by hand
-        quansongci.obtain(tmp_path)
+    with pytest.raises(UserError, match=r"the files ci.* in .*SHA-256"):  # those laid there by hand
+        chinese_poetry.obtain(SOURCE, tmp_path)
 
 
 @pytest.fixture
@@ -412,9 +413,9 @@ def npm(tmp_path, monkeypatch):
 def test_an_npm_that_fails_or_hangs_has_run_no_scripts_and_left_nothing(npm, tmp_path, end, words, capsys, monkeypatch):
     """Not in the user's cache either."""
     npm(f'echo "$@" > {tmp_path}/asked; pwd > {tmp_path}/scratch; {end}')
-    monkeypatch.setattr(quansongci, "NPM_SECONDS", 1 if "sleep" in end else 600)
+    monkeypatch.setattr(chinese_poetry, "NPM_SECONDS", 1 if "sleep" in end else 600)
     with pytest.raises(OSError, match=words):
-        quansongci.from_npm()
+        chinese_poetry.from_npm(SOURCE, tmp_path / "kept.tgz")
     assert capsys.readouterr().out.count("\n") == 1  # before it begins: it takes a minute
     asked, scratch = (tmp_path / "asked").read_text().split(), Path((tmp_path / "scratch").read_text().strip())
     assert "--ignore-scripts" in asked and Path(asked[asked.index("--cache") + 1]).parent.resolve() == scratch.resolve()
@@ -451,7 +452,7 @@ def test_a_damaged_archive_from_npm_is_told_and_github_asked(npm, tmp_path, caps
     (tmp_path / "package.tgz").write_bytes(content)
     npm(f"cp {tmp_path}/package.tgz .")
     with pytest.raises(UserError, match=r"(?s)npm: .*GitHub: .*Ways out"):
-        quansongci.obtain(tmp_path, "nonsense")
+        chinese_poetry.obtain(SOURCE, tmp_path, "nonsense")
     assert "now from GitHub" in capsys.readouterr().out
 
 
@@ -473,11 +474,11 @@ def test_a_server_that_stalls_or_talks_nonsense_is_left(reply, words, tmp_path, 
             gone.wait(0 if reply else 10)
 
     gone = threading.Event()
-    monkeypatch.setattr(quansongci, "STALL_SECONDS", 30 if reply else 0.3)
+    monkeypatch.setattr(chinese_poetry, "STALL_SECONDS", 30 if reply else 0.3)
     with socketserver.TCPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         with pytest.raises(UserError, match=words):
-            quansongci.obtain(tmp_path, f"http://127.0.0.1:{server.server_address[1]}/宋词")
+            chinese_poetry.obtain(SOURCE, tmp_path, f"http://127.0.0.1:{server.server_address[1]}/宋词")
         gone.set()
         server.shutdown()
 
