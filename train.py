@@ -34,7 +34,7 @@ from model import GPT, PRESETS, GPTConfig
 from songci.cli import ArgumentParser, Interrupted, UserError, deferred_signals, number, run
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, load_dataset
 from songci.corpus.windows import IGNORE, Batches, ScoredWindows, Windows, title_ids, use_poem_windows
-from songci.training.checkpoint import resume, save_checkpoint, save_last
+from songci.training.checkpoint import begin_with, resume, save_checkpoint, save_last
 from songci.training.device import choose_dtype, keep_large_blocks, seed_of, settle
 from songci.training.loss import TrainingLoss, perplexity
 from songci.training.measure import Measures
@@ -74,6 +74,8 @@ class Trainer:
         torch.manual_seed(args.seed)
         self.title = title if by_poem else ()
         self.model = GPT(model_config(args, len(self.vocabulary))).to(self.device)
+        if args.init_from:
+            begin_with(self.model, Path(args.init_from) / "best.pt", self.vocabulary, args.data_root)
         self.loss = self.parallel.wrap(TrainingLoss(self.model, self.dtype, args.compile))
         # float16 has so small a range that gradients are scaled up; a step in which they overflow is skipped
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -225,6 +227,10 @@ MODEL_HELP = "sizes, which the next four flags override: " + "; ".join(
 WINDOWS_HELP = "where samples begin: at title lines (poem), anywhere (stream); auto: poem if the text has +++ titles"
 OPTIMIZER_HELP = "muon: Muon for the layers' matrices, AdamW for the rest; adamw: AdamW for all (then use --lr 0.003)"
 EMA_HELP = "decay of an exponential moving average of the weights, which then is measured and kept; 0: no average"
+INIT_HELP = (
+    "begin with the weights of the best.pt of another run, of the same sizes and vocabulary (prepare.py --vocabulary), "
+    "and a fresh optimizer; a shorter window takes its first positions, in a longer one those that it lacks begin anew"
+)
 ACCUM_HELP = "compute each batch in this many parts, one after another: the same result, in less memory"
 DTYPE_HELP = "type of the large products; auto: bfloat16 on GPUs that have it and on CPUs that are faster with it"
 ITERS_HELP = "number of iterations; may be raised on --resume: the learning rates then fall to 0 at the new end"
@@ -247,6 +253,7 @@ def parse_args(args=None):
     add = parser.add_argument_group("the run").add_argument
     add("--resume", action="store_true", help="go on with the run in CKPT_PATH")
     add("--overwrite", action="store_true", help="start afresh in CKPT_PATH; the run in it is lost")
+    add("--init_from", metavar="CKPT_PATH", help=INIT_HELP)
     add("--seed", type=number(int, 0, 2**63 - 1), default=1, help="of weights, windows and dropout")
     add("--eval_interval", type=POSITIVE, default=100, help="iterations between evaluations")
     add("--eval_iters", type=POSITIVE, default=10, help="batches of validation text per evaluation")
@@ -275,6 +282,8 @@ def parse_args(args=None):
     args = parser.parse_args(args)
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite exclude each other")
+    if args.resume and args.init_from:
+        parser.error("--resume goes on with the weights of the run itself: leave out --init_from")
     return args
 
 

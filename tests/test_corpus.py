@@ -2,6 +2,8 @@
 
 import functools
 import gzip
+import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -24,13 +26,13 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, song_text, tuned_text
+from conftest import ROOT, contents, prepared, song_text, tuned_text
 from hostile import ANY_TEXT, POEMS, case, damaged, fuzz
 from hypothesis import given
 
 import prepare
 from songci.cli import UserError
-from songci.corpus import chinese_poetry, quansongci
+from songci.corpus import chinese_poetry, quansongci, shi
 from songci.corpus.vocabulary import Vocabulary, load_dataset, load_vocabulary
 from songci.corpus.windows import Batches, ScoredWindows, Windows, poem_starts, title_ids, use_poem_windows
 from songci.forms.templates import Forms
@@ -334,7 +336,9 @@ def real_root(tmp_path_factory):
     folder = tmp_path_factory.mktemp("real") / "quansongci"
     folder.mkdir()
     try:
-        for name, content in zip(SOURCE.files, chinese_poetry.from_npm(SOURCE, folder / "kept.tgz"), strict=True):
+        for name, content in zip(
+            SOURCE.files, chinese_poetry.from_npm(SOURCE, folder.parent / chinese_poetry.ARCHIVE), strict=True
+        ):
             (folder / name).write_bytes(content)
     except OSError as error:
         pytest.skip(f"npm cannot fetch 全宋词: {error}")
@@ -481,6 +485,101 @@ def test_a_server_that_stalls_or_talks_nonsense_is_left(reply, words, tmp_path, 
             chinese_poetry.obtain(SOURCE, tmp_path, f"http://127.0.0.1:{server.server_address[1]}/宋词")
         gone.set()
         server.shutdown()
+
+
+def test_an_archive_that_is_kept_is_used_again_and_a_damaged_one_is_replaced(npm, tmp_path, monkeypatch, capsys):
+    """Fetched for one corpus, it serves the next; the files are the small ones of a source of our own."""
+    files = {"a.json": b'[{"id": 1}]', "b.json": b'[{"id": 2}]'}
+    with tarfile.open(tmp_path / "made.tgz", "w:gz") as archive:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(f"package/dist/folder/{name}")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    digest = hashlib.sha256(b"".join(files.values())).hexdigest()
+    source = chinese_poetry.Source("the corpus", tuple(files), digest, "folder", "elsewhere")
+    npm(f"cp {tmp_path}/made.tgz . && echo fetched >> {tmp_path}/log")
+    kept = tmp_path / "data" / chinese_poetry.ARCHIVE
+    kept.parent.mkdir()
+    for folder in ("one", "other"):
+        assert chinese_poetry.obtain(source, kept.parent / folder) == [{"id": 1}, {"id": 2}]
+    assert (tmp_path / "log").read_text() == "fetched\n" and os.listdir(kept.parent) == [kept.name]
+    kept.write_bytes(b"damaged")
+    assert len(chinese_poetry.obtain(source, kept.parent / "one")) == 2
+    assert (tmp_path / "log").read_text() == "fetched\n" * 2 and kept.read_bytes() == (
+        tmp_path / "made.tgz"
+    ).read_bytes()
+
+
+# --- shi --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("title", "lengths"),
+    [
+        ("五言绝句", [5] * 4),
+        ("六言绝句", [6] * 4),
+        ("七言律诗", [7] * 8),
+        ("古体诗", [7] * 2),
+        ("古体诗", [5] * 10),
+        ("古体诗", [4] * 8),
+        ("古体诗", [5, 5, 7, 7]),
+    ],
+)
+def test_shi_are_simplified_and_named_by_the_number_and_length_of_their_lines(title, lengths):
+    lines = ["風雲龍鳥馬長門"[:length] for length in lengths]
+    couplets = [f"{a}，{b}。" for a, b in zip(lines[::2], lines[1::2], strict=True)]
+    poems, aliases, dropped = shi.clean([{"paragraphs": couplets}, {"paragraphs": ["□" + couplets[0]]}] * 2)
+    assert poems == [(title, "".join(couplets).translate(str.maketrans("風雲龍鳥馬長門", "风云龙鸟马长门")))]
+    assert aliases == {} and dropped == {"characters lost": 2, "exact duplicate": 1}
+
+
+@pytest.mark.slow
+def test_the_real_shi_go_with_the_vocabulary_of_quansongci(real_root, call, no_npm):
+    """From the archive that was kept when 全宋词 was fetched."""
+    other = real_root.parent / "shi"
+    assert call(prepare, "--data_root", real_root)[0] == 0
+    status, out, _ = call(prepare, "--data_root", other, "--vocabulary", real_root)
+    assert status == 0 and "311,855 poems, 298,068 kept" in out
+    assert f"193,281 of 298,068 poems are wholly in the vocabulary of {real_root}" in out
+    vocabulary, train_tokens, val_tokens = load_dataset(other)
+    assert vocabulary == load_vocabulary(real_root) and len(train_tokens) + len(val_tokens) == 11_220_955
+    kinds = Counter(re.findall(r"^\+\+\+(.*)$", (other / "input.txt").read_text(encoding="utf-8"), re.MULTILINE))
+    assert kinds.most_common(4) == [("七言绝句", 82640), ("七言律诗", 68161), ("古体诗", 68002), ("五言律诗", 60058)]
+
+
+# --- another folder's vocabulary --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("+++甲\n春夏。\n\n+++甲\n春x。\n\n+++甲\n夏春。\n\n", "+++甲\n春夏。\n\n+++甲\n夏春。\n\n"),
+        ("春夏。\n夏x。\n夏夏。\n春春。\n", "春夏。\n夏夏。\n春春。\n"),
+    ],
+)
+def test_what_has_characters_that_the_other_vocabulary_lacks_is_left_out(tmp_path, call, text, kept):
+    """Poems, or of a text without titles its lines; input.txt stays as it is."""
+    one, other = prepared(tmp_path / "one", "+++甲\n春夏秋冬。\n\n" * 3), tmp_path / "other"
+    other.mkdir()
+    (other / "input.txt").write_text(text, encoding="utf-8")
+    status, out, _ = call(prepare, "--data_root", other, "--vocabulary", one)
+    vocabulary, *splits = load_dataset(other)
+    assert status == 0 and vocabulary == load_vocabulary(one)
+    assert "".join(vocabulary.decode(split) for split in splits) == kept
+    assert (other / "input.txt").read_text(encoding="utf-8") == text
+    assert f"{kept.count('。')} of {text.count('。')} " in out
+
+
+def test_a_vocabulary_that_cannot_be_taken_is_named(tmp_path, assert_user_error):
+    plain, poems = prepared(tmp_path / "plain", "春夏秋冬。\n" * 9), prepared(tmp_path / "poems", "+++甲\n春。\n\n" * 9)
+    before = contents(poems)
+    for vocabulary, words in (
+        (plain, ["none of the 9 poems", str(plain), "'+'"]),
+        (tmp_path, ["no meta.pkl", "prepare.py"]),
+    ):
+        assert_user_error(prepare, "--data_root", poems, "--vocabulary", vocabulary, words=words)
+    assert_user_error(prepare, "--data_root", poems, "--vocabulary", tmp_path / "none", words=["no data folder"])
+    assert contents(poems) == before
 
 
 # --- windows ----------------------------------------------------------------------------------------------------------

@@ -352,3 +352,37 @@ def test_a_resumed_run_computes_in_the_type_that_auto_was(data_root, tmp_path, m
     train_tiny(data_root, folder, "--resume", "--iters", 20)
     assert_same_run(straight, folder)
     assert read_json(folder / "config.json")["dtype"] == "bfloat16"
+
+
+# --- beginning with the weights of another run ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seq_len", [16, 12, 24])  # as the other run, shorter, longer
+def test_a_run_begins_with_the_weights_of_another(make_trainer, ckpt_path, seq_len):
+    own = make_trainer("--max_seq_len", seq_len, "--seed", 5).model.state_dict()
+    begun = make_trainer("--max_seq_len", seq_len, "--seed", 5, "--init_from", ckpt_path).model.state_dict()
+    positions, theirs = "position_embedding.weight", weights(ckpt_path, "best.pt")
+    first = theirs.pop(positions)
+    assert begun[positions][:16].equal(first[:seq_len]) and begun[positions][16:].equal(own[positions][16:])
+    assert all(begun[name].equal(tensor) for name, tensor in theirs.items())
+
+
+def test_what_a_run_began_with_is_recorded_also_after_it_was_resumed(data_root, ckpt_path, tmp_path):
+    folder = train_tiny(data_root, tmp_path / "run", "--init_from", ckpt_path)
+    assert read_json(folder / "config.json")["init_from"] == str(ckpt_path)
+    assert logged(folder, "train_loss")[0] < logged(ckpt_path, "train_loss")[0]
+    train_tiny(data_root, folder, "--resume", "--iters", 16)
+    assert read_json(folder / "config.json")["init_from"] == str(ckpt_path)
+
+
+def test_a_run_that_another_cannot_begin_with_is_named(tuned_root, ckpt_path, tuned_ckpt, tmp_path, assert_refused):
+    run = tmp_path / "run"
+    for setting in ("n_layer 3", "n_head 4", "n_embd 32", "no_pos True", "no_res True"):
+        flag, words = f"--{setting}".removesuffix(" True").split(), [f"--{setting} contradicts --init_from {ckpt_path}"]
+        assert_refused(run, *flag, "--init_from", ckpt_path, words=words)
+    assert_refused(run, "--init_from", tuned_ckpt, words=["another vocabulary"])
+    assert_refused(run, "--init_from", tmp_path / "none", words=["no checkpoint", "run train.py"])
+    (tmp_path / "best.pt").write_bytes(b"damaged")
+    assert_refused(run, "--init_from", tmp_path, words=["best.pt is damaged"])
+    assert_refused(run, "--resume", "--init_from", ckpt_path, words=["leave out --init_from"])
+    assert not run.exists()

@@ -16,6 +16,7 @@ SAME_ON_RESUME = [  # flags, and fields of the model's configuration
     *("n_layer", "n_head", "n_embd", "dropout", "no_pos", "no_res", "max_seq_len", "windows", "batchsize", "seed"),
     *("optimizer", "lr", "muon_lr", "weight_decay", "warmup_iters", "grad_clip", "ema"),
 ]
+SIZES = ["n_layer", "n_head", "n_embd", "no_pos", "no_res"]  # of a model whose weights another can begin with
 PROGRESS = ["iteration", "best_loss", "seconds", "rows", "recent"]  # attributes of train.py's Trainer
 
 
@@ -74,6 +75,26 @@ def load_model(ckpt_path: str | Path, device: str | torch.device = "cpu") -> Tra
     return Trained(model.eval(), vocabulary, tuple(checkpoint["title"]))
 
 
+def begin_with(model: GPT, path: Path, vocabulary: Vocabulary, data_root: str) -> None:
+    """Gives the model the weights of the checkpoint `path`.
+
+    A shorter window takes the first positions; in a longer one, those that the checkpoint lacks stay as they were.
+    Raises UserError if it is missing or damaged, or if sizes or vocabularies differ.
+    """
+    other, trained, _ = load_checkpoint(path, model.device)
+    check_same_vocabulary(trained, path, vocabulary, data_root)
+    for name in SIZES:
+        own, theirs = getattr(model.config, name), getattr(other.config, name)
+        if own != theirs:
+            raise UserError(f"--{name} {own} contradicts --init_from {path.parent}, which has {theirs}")
+    weights = other.state_dict()
+    if not model.config.no_pos:
+        own = model.position_embedding.weight.detach()
+        both = min(len(own), other.config.max_seq_len)
+        weights["position_embedding.weight"] = torch.cat([other.position_embedding.weight[:both], own[both:]])
+    model.load_state_dict(weights)
+
+
 def save_last(trainer) -> None:
     """Writes the trainer's state into last.pt. Batches and dropout are functions of the iteration: none is kept."""
     save_checkpoint(
@@ -105,6 +126,7 @@ def resume(trainer) -> None:
                 raise UserError(f"--{name} {wanted[name]} contradicts {path}, which has {before[name]}")
         for name in PROGRESS:
             setattr(trainer, name, checkpoint[name])
+        args.init_from = checkpoint["args"]["init_from"]  # for config.json
         trainer.model.load_state_dict(model.state_dict())
         if trainer.average is not None:
             trainer.average.load_state_dict(checkpoint["average"])
