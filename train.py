@@ -220,8 +220,10 @@ def model_config(args, vocab_size: int) -> GPTConfig:
         raise UserError(f"--{error}") from None
 
 
+RECIPES = {"poet": {"max_seq_len": 128, "batchsize": 32, "iters": 4000}}  # what else a preset sets; see docs/results.md
 MODEL_HELP = "sizes, which the next four flags override: " + "; ".join(
     f"{name}: {p['n_layer']} layers, {p['n_head']} heads, {p['n_embd']} channels, dropout {p['dropout']}"
+    + "".join(f", --{flag} {value}" for flag, value in RECIPES.get(name, {}).items())
     for name, p in PRESETS.items()
 )
 WINDOWS_HELP = "where samples begin: at title lines (poem), anywhere (stream); auto: poem if the text has +++ titles"
@@ -279,6 +281,7 @@ def parse_args(args=None):
     add("--weight_decay", type=RATE, default=0.1, help="weight decay of the matrices")
     add("--grad_clip", type=RATE, default=1.0, help="clip the gradient at this norm; 0: never")
     add("--ema", type=SHARE, default=0.0, help=EMA_HELP)
+    parser.set_defaults(**RECIPES.get(parser.parse_args(args).model, {}))
     args = parser.parse_args(args)
     if args.resume and args.overwrite:
         parser.error("--resume and --overwrite exclude each other")

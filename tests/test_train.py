@@ -5,11 +5,24 @@ import math
 import os
 import shutil
 import signal
+import subprocess
+import sys
 
 import matplotlib.image
 import pytest
 import torch
-from conftest import after_each_iteration, assert_same_run, contents, logged, prepared, tiny_flags, train_tiny, weights
+from conftest import (
+    ROOT,
+    after_each_iteration,
+    assert_same_run,
+    contents,
+    logged,
+    prepared,
+    tiny_flags,
+    train_tiny,
+    tuned_text,
+    weights,
+)
 
 import train
 from songci import cli
@@ -50,9 +63,15 @@ def test_the_handouts_flags_and_defaults():
         ("", (4, 4, 128, 0.0)),
         ("--model small", (6, 6, 384, 0.2)),
         ("--model small --n_layer 2 --dropout 0", (2, 6, 384, 0.0)),
+        ("--model poet", (4, 4, 256, 0.1)),
     ):
         config = train.model_config(train.parse_args(flags.split()), 100)
         assert (config.n_layer, config.n_head, config.n_embd, config.dropout) == sizes
+
+
+def test_a_preset_may_set_more_than_sizes_and_flags_override_it():
+    args = vars(train.parse_args(["--model", "poet", "--batchsize", "8"]))
+    assert args == vars(train.parse_args([])) | train.RECIPES["poet"] | {"model": "poet", "batchsize": 8}
 
 
 def test_a_run_writes_all_that_it_promises(ckpt_path, data_root):
@@ -386,3 +405,25 @@ def test_a_run_that_another_cannot_begin_with_is_named(tuned_root, ckpt_path, tu
     assert_refused(run, "--init_from", tmp_path, words=["best.pt is damaged"])
     assert_refused(run, "--resume", "--init_from", ckpt_path, words=["leave out --init_from"])
     assert not run.exists()
+
+
+def test_make_poet_trains_on_both_texts_and_writes_poems_and_goes_on_where_it_was_stopped(tuned_root, tmp_path):
+    """With tiny sizes, in folders of our own; the shi are another text of the same characters."""
+    shi = tmp_path / "shi"
+    shi.mkdir()
+    (shi / "input.txt").write_text(tuned_text(300, seed=1), encoding="utf-8")
+    folders = [f"DATA={tuned_root}", f"SHI={shi}", f"POET={tmp_path / 'poet'}"]
+    flags = "--n_layer 1 --n_embd 16 --batchsize 2 --max_seq_len 16 --iters 4 --eval_iters 1 --device cpu"
+
+    def make() -> str:
+        command = ["make", "poet", "-o", ".venv/installed", f"PY={sys.executable}", f"POET_FLAGS={flags}", *folders]
+        return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, encoding="utf-8").stdout
+
+    assert make().count("took") == 4
+    config = read_json(tmp_path / "poet" / "config.json")
+    assert config["init_from"] == str(tmp_path / "poet_shi") and config["model"] == "poet"
+    poems = (tmp_path / "poet" / "samples.txt").read_text(encoding="utf-8")
+    assert poems.count("+++清平乐") == 20
+    for name in ("samples.txt", "result.json"):
+        (tmp_path / "poet" / name).unlink()
+    assert make().count("took") == 2 and (tmp_path / "poet" / "samples.txt").read_text(encoding="utf-8") == poems

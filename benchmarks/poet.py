@@ -1,0 +1,120 @@
+"""What more time, a wider model and more text buy: a row a run, from two minutes to hours.
+
+Each run is one of train.py, on 全宋词 or, before it, on the shi (python prepare.py --data_root data/shi --vocabulary
+data/quansongci). A run that was stopped goes on where it was, and a finished one is not repeated; the command prints
+the table of what is there and draws it.
+
+  python benchmarks/poet.py                       all of them (many hours)
+  python benchmarks/poet.py --only mini-2min      one, and those that it begins with
+  python benchmarks/poet.py --only                none: the table alone
+  OMP_NUM_THREADS=1 python benchmarks/poet.py …   beside other work; then minutes are not comparable, tokens are
+"""
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from songci.evaluate import table
+from songci.training.loss import perplexity
+
+ROOT = Path(__file__).parent.parent
+
+
+class Run(NamedTuple):
+    """A run of train.py. flags: beside those of all runs; begins: the name of the run that it begins with."""
+
+    flags: str
+    begins: str | None = None
+
+    @property
+    def ci(self) -> bool:
+        """Whether it is on 全宋词, which the table is about."""
+        return "data/shi" not in self.flags
+
+
+MINI = "--n_embd 128 --max_seq_len 128 --batchsize 32"
+W192 = "--n_embd 192 --max_seq_len 128 --batchsize 32"
+W256 = "--n_embd 256 --max_seq_len 128 --batchsize 32"
+SHI = "--data_root data/shi --eval_interval 400"
+RUNS = {}
+
+
+def train(name: str, out: Path) -> None:
+    """Trains a run, and first the one that it begins with; from where it was, if it was stopped."""
+    run, folder = RUNS[name], out / name
+    if run.begins:
+        train(run.begins, out)
+    if not (folder / "result.json").exists():
+        begin = ["--init_from", str(out / run.begins)] if run.begins else []
+        begin = ["--resume"] if (folder / "last.pt").exists() else ["--overwrite", *begin]
+        command = ["train.py", "--ckpt_path", str(folder), *shlex.split(run.flags), *begin]
+        print(" ".join(command), flush=True)
+        subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+
+
+def score(folder: Path, samples: int) -> None:
+    """Scores its poems, free and in form, over all tunes in the shares of the held-out poems."""
+    if not (folder / "scores.json").exists():
+        command = ["-m", "songci.evaluate", "--ckpt_path", str(folder), "--samples", str(samples)]
+        subprocess.run([sys.executable, *command, "--out", str(folder / "scores.json")], cwd=ROOT, check=True)
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def chain(name: str) -> list[str]:
+    """The run and those that it began with."""
+    begins = RUNS[name].begins
+    return [name, *(chain(begins) if begins else [])]
+
+
+COLUMNS = {  # of the poems sampled freely
+    "in form": "in form",
+    "rhyming pairs": "rhyming pairs",
+    "in form and rhyme": "in form and rhyme",
+    "tones kept": "fixed tones kept",
+    "distinct-1": "distinct-1",
+    "novel 5-grams": "novel 5-grams",
+    "copied clauses": "a copied clause of 7 or more",
+}
+
+
+def cells(name: str, out: Path) -> list[str]:
+    """The row of a finished run."""
+    results = [read_json(out / part / "result.json") for part in chain(name)]
+    scores = read_json(out / name / "scores.json")
+    free, form = (scores.get(f"{name}, {kind}", {}) for kind in ("free", "form"))
+    figures = [
+        f"{results[0]['parameters'] / 1e6:.2f}",
+        " + ".join(f"{result['tokens'] / 1e6:.1f}" for result in results[::-1]),
+        f"{sum(result['seconds'] for result in results) / 60:.0f}",
+        f"{perplexity(results[0]['poem_val_loss']):.1f}",
+    ]
+    shares = [f"{free[key]:.1%}" if key in free else "" for key in COLUMNS.values()]
+    price = form.get("price of the form, nats a token")
+    return [*figures, *shares, f"{price:.3f}" if price else ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("workdirs/poet-runs"), help="the folder of the runs' folders")
+    parser.add_argument("--only", nargs="*", choices=RUNS, default=list(RUNS), metavar="RUN", help=", ".join(RUNS))
+    parser.add_argument("--samples", type=int, default=1000, help="poems of each kind to score")
+    args = parser.parse_args()
+    for name in args.only:
+        train(name, args.out)
+        if RUNS[name].ci:
+            score(args.out / name, args.samples)
+    done = [name for name, run in RUNS.items() if run.ci and (args.out / name / "result.json").exists()]
+    header = ["M parameters", "M tokens", "min", "poem perplexity", *COLUMNS, "price of the form"]
+    print(table("run", header, {name: cells(name, args.out) for name in done}))
+
+
+if __name__ == "__main__":
+    main()
