@@ -18,7 +18,7 @@ Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 PRESETS = {
     "mini": {"n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0},
-    "poet": {"n_layer": 4, "n_head": 4, "n_embd": 256, "dropout": 0.1},
+    "poet": {"n_layer": 4, "n_head": 4, "n_embd": 192, "dropout": 0.1},
     "small": {"n_layer": 6, "n_head": 6, "n_embd": 384, "dropout": 0.2},
     "base": {"n_layer": 12, "n_head": 12, "n_embd": 768, "dropout": 0.2},
 }

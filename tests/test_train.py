@@ -63,7 +63,7 @@ def test_the_handouts_flags_and_defaults():
         ("", (4, 4, 128, 0.0)),
         ("--model small", (6, 6, 384, 0.2)),
         ("--model small --n_layer 2 --dropout 0", (2, 6, 384, 0.0)),
-        ("--model poet", (4, 4, 256, 0.1)),
+        ("--model poet", (4, 4, 192, 0.1)),
     ):
         config = train.model_config(train.parse_args(flags.split()), 100)
         assert (config.n_layer, config.n_head, config.n_embd, config.dropout) == sizes
