@@ -26,7 +26,8 @@ from songci.forms.poems import read_poems, split_title
 from songci.forms.prompt import as_in_corpus
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
-from songci.generation import DEFAULT, FORM_CONTROLS, Controls, Sample, Text, generate, read_start, samples
+from songci.generation import DEFAULT, FORM_CONTROLS, Controls, Text, generate
+from songci.samples import Sample, read_start, samples
 from songci.training.checkpoint import Trained, load_model
 from songci.training.device import choose_device, few_threads, seed_of
 

@@ -29,7 +29,8 @@ from songci.forms.check import Check, check
 from songci.forms.poems import pattern, read_clauses, read_poems
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
-from songci.generation import DEFAULT, FORM_CONTROLS, samples
+from songci.generation import DEFAULT, FORM_CONTROLS
+from songci.samples import samples
 from songci.training.checkpoint import load_model
 from songci.training.device import choose_device, few_threads
 

@@ -30,6 +30,11 @@ class KVCache:
             more = min(max(length, 2 * room), self.max_seq_len) - room
             self.keys, self.values = (F.pad(store, (0, 0, 0, more)) for store in (self.keys, self.values))
 
+    def copy(self, sources: Tensor, targets: Tensor) -> None:
+        """Copies what is known of the texts in some rows into other rows."""
+        for store in (self.keys, self.values):
+            store[:, targets] = store[:, sources]
+
 
 class CacheSlice:
     """The part of a cache that belongs to some texts, while their next L tokens are read.

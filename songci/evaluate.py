@@ -25,7 +25,8 @@ from songci.forms.prompt import as_in_corpus
 from songci.forms.scores import Poem, diversity, form_scores, han, mean, novelty
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
-from songci.generation import DEFAULT, FORM_CONTROLS, Text, generate, read_start, samples
+from songci.generation import DEFAULT, FORM_CONTROLS, Text
+from songci.samples import finished, read_start, samples
 from songci.training.checkpoint import Trained, load_model
 from songci.training.device import few_threads, seed_of
 from songci.training.loss import perplexity
@@ -101,7 +102,7 @@ def held_out_poems(text: str, forms: Forms, count: int, seed: int) -> tuple[list
 
 
 def write_poems(
-    trained: Trained, tunes: list[str], seed: int, rules: FormRules | None
+    trained: Trained, tunes: list[str], seed: int, rules: FormRules | None, particles: int = 1
 ) -> tuple[list[str], list[list[float]]]:
     """A poem of each of the tunes, sampled as sample.py does by default; held to a form if there are rules.
 
@@ -112,16 +113,12 @@ def write_poems(
         Text(trained, f"+++{tune}\n", seed_of(seed, i, 0), MAX_POEM, poem=True, rules=rules)
         for i, tune in enumerate(tunes)
     ]
-    kept = {text: [] for text in texts}
     order = sorted(texts, key=lambda text: text.start)  # poems of a length together: they end at one time
-    for first in tqdm(range(0, len(order), 100), desc="form" if rules else "free", unit="batch", disable=None):
-        for step in generate(trained.model, order[first : first + 100], FORM_CONTROLS if rules else DEFAULT):
-            if step.allowed is not None:
-                log_probs = step.logits.float().log_softmax(-1)
-                sums = log_probs.masked_fill(~step.allowed, -math.inf).logsumexp(-1)
-                for text, log_prob in zip(step.texts, sums.tolist(), strict=True):
-                    kept[text].append(log_prob)
-    return [str(text).removeprefix(text.start) for text in texts], [kept[text] for text in texts]
+    controls, batch = FORM_CONTROLS if rules else DEFAULT, max(1, 100 // particles)
+    for first in tqdm(range(0, len(order), batch), desc="form" if rules else "free", unit="batch", disable=None):
+        finished(trained.model, order[first : first + batch], controls, rules is not None, particles)
+    bodies = [str(text).removeprefix(text.start) for text in texts]
+    return bodies, [[kept for _, kept, _ in text.records] for text in texts]
 
 
 def scoreboard(

@@ -6,11 +6,10 @@ learned position ties them to their place in the window, so when a window is ful
 is read again; that happens once in many tokens, so the mean cost of a token is the same however long the text.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import islice
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -18,10 +17,8 @@ from torch import Tensor
 
 from model import GPT
 from songci.cache import CacheSlice, KVCache
-from songci.cli import UserError, read_text
 from songci.forms.writer import FormRules, FormWriter
 from songci.training.checkpoint import Trained
-from songci.training.device import seed_of
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,17 @@ class Step(NamedTuple):
     logits: Tensor
     allowed: Tensor | None
     ids: Tensor
+
+    def record(self) -> None:
+        """Adds to each text's `records`, see Text, what the model thought of the step."""
+        log_probs = self.logits.float().log_softmax(-1)
+        chosen = log_probs.gather(-1, self.ids[:, None]).flatten().tolist()
+        kept, free = [0.0] * len(chosen), [True] * len(chosen)
+        if self.allowed is not None:
+            kept = log_probs.masked_fill(~self.allowed, -math.inf).logsumexp(-1).tolist()
+            free = (self.allowed.sum(-1) > 1).tolist()
+        for text, record in zip(self.texts, zip(chosen, kept, free, strict=True), strict=True):
+            text.records.append(record)
 
 
 @torch.inference_mode()
@@ -86,9 +94,7 @@ def sample_next(logits: Tensor, uniform: Tensor, controls: Controls, seen: Tenso
     4. Of these, all but the fewest whose probabilities reach top_p (Holtzman et al. 2020).
     5. The token is where the cumulated probability, from the likeliest on, passes `uniform`.
     """
-    if seen is not None and controls.repetition_penalty != 1.0:
-        factor = torch.where(logits > 0, 1 / controls.repetition_penalty, controls.repetition_penalty)
-        logits = torch.where(seen, logits * factor, logits)
+    logits = penalised(logits, controls, seen)
     if controls.temperature == 0:
         return logits.argmax(dim=-1)
     # Sorted, so that steps 3 and 4 cut off the end. In double precision (on the CPU: not every device has it) and with
@@ -104,12 +110,22 @@ def sample_next(logits: Tensor, uniform: Tensor, controls: Controls, seen: Tenso
     return ids.gather(-1, place.clamp(max=k - 1)).squeeze(-1)
 
 
+def penalised(logits: Tensor, controls: Controls, seen: Tensor | None) -> Tensor:
+    """Step 1 of sample_next()."""
+    if seen is None or controls.repetition_penalty == 1.0:
+        return logits
+    factor = torch.where(logits > 0, 1 / controls.repetition_penalty, controls.repetition_penalty)
+    return torch.where(seen, logits * factor, logits)
+
+
 class Text:
     """A text that generate() writes.
 
     start: its beginning; prompt: the token ids of that; new: those that followed. It is done after max_new_tokens; with
     `poem`, also when the mark of another title line has been written; with rules, when it is a whole poem that keeps a
     form, and only then. seed: of its own random numbers.
+    records: by Step.record(), for each new token the log of its probability, by the model itself (temperature 1,
+    nothing dropped), that of all that the form allowed, and whether this was more than one token.
     """
 
     def __init__(
@@ -125,6 +141,7 @@ class Text:
         self.vocabulary = trained.vocabulary
         self.prompt: list[int] = trained.vocabulary.encode(start).tolist()
         self.new: list[int] = []
+        self.records: list[tuple[float, float, bool]] = []
         self.context = Context(trained.model.config.max_seq_len, trained.title, self.prompt)
         self.generator = torch.Generator().manual_seed(seed)
         self.numbers: list[float] = []
@@ -142,6 +159,20 @@ class Text:
         self.context.append(token)
         if self.form is not None:
             self.form.append(token)
+
+    def sibling(self) -> "Text":
+        """A copy with random numbers of its own."""
+        other = copy.copy(self)
+        other.generator = torch.Generator().manual_seed(int(self.uniform() * 2**53))
+        other.numbers = []
+        other.become(self)
+        return other
+
+    def become(self, other: "Text") -> None:
+        """Takes over what another text has become; goes on with its own random numbers."""
+        self.new, self.records, self.context = [*other.new], [*other.records], copy.copy(other.context)
+        self.context.ids, self.context.tail = [*other.context.ids], [*other.context.tail]
+        self.form = other.form.copy(self.uniform) if other.form else None
 
     @property
     def done(self) -> bool:
@@ -229,87 +260,3 @@ def read(model: GPT, contexts: list[Context], cache: KVCache, rows: list[int]) -
         return features[:, 0]
     last = torch.tensor([max(len(ids), 1) - 1 for ids in new], device=model.device)
     return features[torch.arange(len(new), device=model.device), last]
-
-
-# --- samples ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A finished text, and the number of its new tokens.
-
-    mean_log_likelihood: in nats over these, by the model itself: temperature 1, nothing dropped; free_log_likelihood:
-    over those of them at which the form left a choice. None where there are no such tokens, or nothing was measured.
-    """
-
-    text: str
-    tokens: int
-    mean_log_likelihood: float | None
-    free_log_likelihood: float | None
-
-
-def samples(
-    trained: Trained,
-    start: str,
-    num_samples: int,
-    max_new_tokens: int,
-    *,
-    seed: int = 1,
-    batch: int = 100,
-    controls: Controls = DEFAULT,
-    poem: bool = False,
-    rules: FormRules | None = None,
-    best_of: int = 1,
-    measure: bool = False,
-) -> Iterator[Sample]:
-    """`num_samples` continuations of `start`, `batch` texts at a time. The same seed gives the same texts.
-
-    max_new_tokens, poem, rules: see Text. best_of: each is the likeliest of this many, by free_log_likelihood. measure:
-    fills in the log-likelihoods, which costs some time.
-    """
-    total = num_samples * best_of
-
-    def tries() -> Iterator[Sample]:
-        for first in range(0, total, batch):
-            seeds = [seed_of(seed, i // best_of, i % best_of) for i in range(first, min(first + batch, total))]
-            texts = [Text(trained, start, own_seed, max_new_tokens, poem, rules) for own_seed in seeds]
-            yield from finished(trained.model, texts, controls, measure or best_of > 1)
-
-    made = tries()
-    for _ in range(num_samples):
-        yield max(islice(made, best_of), key=lambda sample: sample.free_log_likelihood or 0.0)
-
-
-def finished(model: GPT, texts: list[Text], controls: Controls, measure: bool) -> list[Sample]:
-    """Writes texts to their ends, and with `measure` sums up how likely the model finds them."""
-    log_probs = {text: [] for text in texts}
-    free = {text: [] for text in texts}
-    for step in generate(model, texts, controls):
-        if not measure:
-            continue
-        chosen = step.logits.float().log_softmax(-1).gather(-1, step.ids[:, None]).flatten().tolist()
-        choice = [True] * len(chosen) if step.allowed is None else (step.allowed.sum(-1) > 1).tolist()
-        for text, log_prob, is_free in zip(step.texts, chosen, choice, strict=True):
-            log_probs[text].append(log_prob)
-            if is_free:
-                free[text].append(log_prob)
-    return [Sample(str(text), len(text.new), mean(log_probs[text]), mean(free[text])) for text in texts]
-
-
-def mean(values: list[float]) -> float | None:
-    """None of no values."""
-    return sum(values) / len(values) if values else None
-
-
-def read_start(start: str) -> str:
-    """The text that --start stands for: FILE:path is read, \\n typed in a shell is a line end.
-
-    Raises UserError if it is empty or the file cannot be read.
-    """
-    if start.startswith("FILE:"):
-        start = read_text(Path(start.removeprefix("FILE:")))
-    else:
-        start = start.replace("\\n", "\n")
-    if not start:
-        raise UserError('--start is empty: give at least one character, such as "\\n" or +++清平乐')
-    return start

@@ -23,7 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from songci import export
 from songci.corpus.vocabulary import Vocabulary, load_vocabulary
-from songci.generation import Controls, samples
+from songci.generation import Controls
+from songci.samples import samples
 from songci.training.checkpoint import Trained, load_model, save_checkpoint
 
 ODD = Vocabulary(

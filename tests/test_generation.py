@@ -8,7 +8,8 @@ from songci.cache import KVCache
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules, FormWriter
-from songci.generation import Context, Controls, Text, finished, generate, next_logits, sample_next, samples
+from songci.generation import Context, Controls, Text, generate, next_logits, sample_next
+from songci.samples import finished, samples
 from songci.training.checkpoint import Trained, load_model
 from songci.training.device import seed_of
 

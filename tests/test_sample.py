@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import sample
 from songci.forms.templates import Forms
-from songci.generation import read_start
+from songci.samples import read_start
 from songci.training.checkpoint import load_model
 
 DASHES = "-" * 15

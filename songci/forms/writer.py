@@ -6,6 +6,7 @@ of its tone, and in a rhyming place of its group's rhyme class. Some token is al
 end.
 """
 
+import copy
 from collections.abc import Callable
 from functools import cache, cached_property
 
@@ -123,6 +124,11 @@ class Draft:
         self.at, self.groups, self.rhymed = 0, {}, ""
         self.paused = False
         self.same_marks = True
+
+    def copy(self) -> "Draft":
+        other = copy.copy(self)
+        other.groups = {**self.groups}
+        return other
 
     def begins(self) -> list[int]:
         """The slots to come that begin sentences."""
@@ -243,9 +249,30 @@ class FormWriter:
         shown = written if len(written) <= 20 else "…" + written[-20:]
         return f"--start: {shown!r} fits no template of {tune}: {why}; see python -m songci.forms --show {tune}"
 
+    def copy(self, uniform: Callable[[], float]) -> "FormWriter":
+        """The same poem, to go on otherwise."""
+        other = copy.copy(self)
+        other.uniform, other.draft = uniform, self.draft and self.draft.copy()
+        return other
+
+    @property
+    def titled(self) -> bool:
+        """Whether the title line is complete, and with it the form is known."""
+        return self.draft is not None and not self.prefix
+
+    @property
+    def place(self) -> int:
+        """The number of slots filled; 0 as long as the form is not known."""
+        return self.draft.at if self.draft else 0
+
+    @property
+    def at_clause_end(self) -> bool:
+        """Whether a mark has just been written, or the line end that follows it."""
+        return self.place > 0 and self.draft.template.slots[self.place - 1].mark != ""
+
     @property
     def done(self) -> bool:
-        return self.draft is not None and not self.prefix and self.draft.done
+        return self.titled and self.draft.done
 
     def allowed(self) -> Tensor:
         """(V,) True for the tokens that may come next."""
