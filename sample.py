@@ -9,6 +9,7 @@ The samples go to stdout, with a line of dashes between them and nothing else; w
   python sample.py --form --start +++清平乐                 whole poems in the tune's form, rhyme and tones
   python sample.py --acrostic 春夏秋冬 --rhyme 东           poems whose sentences begin so, and that rhyme so
   python sample.py --form --best_of 10                      for each sample, the likeliest of ten
+  python sample.py --form --particles 64                    poems that see their rhymes still better coming
   python sample.py --format jsonl --num_samples 10000       a line of JSON for each sample, for other programs
 
 A character is chosen in this order: what the form allows, repetition penalty, temperature, top-k, top-p.
@@ -27,6 +28,7 @@ from songci.forms.prompt import as_in_corpus
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
 from songci.generation import DEFAULT, FORM_CONTROLS, Controls, Text, generate
+from songci.lookahead import PARTICLES
 from songci.samples import Sample, read_start, samples
 from songci.training.checkpoint import Trained, load_model
 from songci.training.device import choose_device, few_threads, seed_of
@@ -84,6 +86,7 @@ def parse_args(args=None):
     group.add_argument("--acrostic", default="", metavar="春夏秋冬", help=ACROSTIC_HELP)
     group.add_argument("--rhyme", default="", metavar="东", help=RHYME_HELP)
     group.add_argument("--template", type=positive, metavar="N", help=TEMPLATE_HELP)
+    group.add_argument("--particles", type=positive, metavar="N", help=PARTICLES_HELP)
     group.add_argument("--best_of", type=positive, default=1, help=BEST_OF_HELP)
 
     group = parser.add_argument_group("how a character is chosen")
@@ -97,10 +100,13 @@ def parse_args(args=None):
     group.add_argument("--stream", action="store_true", help="one sample after another, each character as it is made")
     group.add_argument("--format", default="text", choices=["text", "jsonl"], help="jsonl: a line of JSON a sample")
     args = parser.parse_args(args)
-    for other, given in (("format jsonl", args.format == "jsonl"), ("best_of", args.best_of > 1)):
+    ahead = args.particles is not None and args.particles > 1
+    for other, given in (("format jsonl", args.format == "jsonl"), ("best_of", args.best_of > 1), ("particles", ahead)):
         if args.stream and given:
             parser.error(f"--stream and --{other} exclude each other")
-    args.form = args.form or bool(args.acrostic or args.rhyme or args.template)
+    args.form = args.form or ahead or bool(args.acrostic or args.rhyme or args.template)
+    if args.particles is None:
+        args.particles = PARTICLES if args.form and not args.stream else 1
     return args
 
 
@@ -111,6 +117,10 @@ FORM_HELP = (
 ACROSTIC_HELP = "the characters that begin the sentences to be written, in order (藏头); implies --form"
 RHYME_HELP = "a character that the poems are to rhyme with; implies --form"
 TEMPLATE_HELP = "the form to take, by its number in songci.forms --show; if left out, as poets chose; implies --form"
+PARTICLES_HELP = (
+    "so many write each poem together, and of those that lead to their rhymes more go on; 1: without looking ahead, as "
+    f"with --stream; if left out, {PARTICLES} with --form; implies --form"
+)
 BEST_OF_HELP = (
     "make this many of each sample and print the likeliest, "
     "by the mean log-likelihood of the characters that the form left free"
@@ -158,7 +168,7 @@ def main() -> None:
     penalty = usual.repetition_penalty if args.repetition_penalty is None else args.repetition_penalty
     controls = Controls(args.temperature, args.top_k, args.top_p, penalty)
     texts = {"max_new_tokens": args.max_new_tokens, "poem": args.stop_at_poem_end, "rules": rules}
-    alone = args.num_samples == args.best_of == 1 and sys.stdout.isatty()
+    alone = args.num_samples == args.best_of == args.particles == 1 and sys.stdout.isatty()
     if args.format == "text" and (args.stream or alone):
         for i in range(args.num_samples):
             print(f"{SEPARATOR}\n" * (i > 0), end="")
@@ -166,7 +176,7 @@ def main() -> None:
         return
     began, tokens = time.perf_counter(), 0
     ways = {"seed": args.seed, "batch": args.batch, "controls": controls, "best_of": args.best_of}
-    ways["measure"] = args.format == "jsonl"
+    ways |= {"particles": args.particles, "measure": args.format == "jsonl"}
     for i, sample in enumerate(samples(trained, start, args.num_samples, **texts, **ways)):
         tokens += sample.tokens
         if args.format == "jsonl":

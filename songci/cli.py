@@ -139,7 +139,7 @@ def run(main: Callable[[], None]) -> None:
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(r"can't allocate memory|out of memory", str(error)):
             raise
-        _fail("out of memory: choose a smaller batch, window or model")
+        _fail("out of memory: choose a smaller batch, window or model, or fewer particles")
 
 
 _ENVIRONMENT = "ENOSPC EDQUOT EFBIG EACCES EPERM EROFS ENOENT ENOTDIR EISDIR EEXIST ENAMETOOLONG EIO"
