@@ -31,7 +31,7 @@ class Template:
     """A form of a tune.
 
     clauses: (number of characters, "。" or "，") of each; support: poems that have it.
-    scheme: a letter for each clause that ends with 。, the same for those that rhyme, "-" for one without a rhyme.
+    scheme: a letter for each clause, the same for those that rhyme, "-" for one without a rhyme.
     pauses: (clause, characters before it) where some poem has 、; breaks: clauses after which a stanza ends.
     repeats: clauses with 。 whose last character is an earlier one's in a good part of the poems, as in a refrain.
     tones: 平, 仄 or 中 for each character; "" if they are not known.
@@ -52,9 +52,8 @@ class Template:
 
     @cached_property
     def rhyme_of(self) -> list[str]:
-        """The letter of each clause; "" for one that ends with ，, or without a rhyme."""
-        letters = iter(self.scheme.replace("-", " "))
-        return [next(letters).strip() if mark == "。" else "" for _, mark in self.clauses]
+        """The letter of each clause; "" for one without a rhyme."""
+        return [letter.strip("-") for letter in self.scheme]
 
     @cached_property
     def slots(self) -> list[Slot]:
@@ -160,7 +159,7 @@ def _to_json(template: Template) -> dict:
 def _from_json(form: str, support: int, scheme: str, tones: str, pauses: list, breaks: list, repeats: list) -> Template:
     """The inverse of _to_json(). Raises ValueError or TypeError for what that never writes."""
     clauses = tuple((int(length), mark) for length, mark in re.findall(r"(\d+)([。，])", form))
-    if not clauses or len(scheme) != form.count("。") or len(tones) not in (0, sum(n for n, _ in clauses)):
+    if not clauses or len(scheme) != len(clauses) or len(tones) not in (0, sum(n for n, _ in clauses)):
         raise ValueError("not a template")
     places = frozenset(map(tuple, pauses)), frozenset(breaks), frozenset(repeats)
     return Template(clauses, support, scheme, *places, tones)
