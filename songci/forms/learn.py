@@ -5,6 +5,8 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
+
 from songci.forms.poems import pattern, read_clauses
 from songci.forms.templates import Forms, Template
 from songci.forms.tones import EITHER, MIN_POEMS, contrary, fixed, fixed_tone, learn_tones, nearest, tone_of
@@ -14,6 +16,7 @@ MAX_ENDINGS = 1000  # poems of a template whose rhymes are looked at: plenty
 REFRAIN = 0.2  # share of the poems that repeat a rhyme character from which on this counts as the tune's way
 MIN_RHYMES = 3  # characters of one tone in a group of rhymes that tell the group's
 AGREEMENT = 0.6  # share of the poems in which a clause must be in the class of a group to join it
+COMMA_AGREEMENT = 0.75  # the same for a clause that ends with ，, where a rhyme is rarer
 MUST_RHYME = 0.8  # share of the rhymes among the characters of their tone at the end of a clause that need not rhyme
 
 Clauses = tuple[tuple[int, str], ...]  # (number of characters, mark) of each
@@ -38,7 +41,9 @@ def learn(poems: Iterable[tuple[str, str]]) -> Forms:
         if not clauses or not clauses[-1].mark:
             continue
         text, ends = "".join(clause.text for clause in clauses), "".join(clause.text[-1] for clause in clauses)
-        pauses = frozenset((i, n) for i, clause in enumerate(clauses) for n in clause.pauses if 0 < n < len(clause.text))
+        pauses = frozenset(
+            (i, n) for i, clause in enumerate(clauses) for n in clause.pauses if 0 < n < len(clause.text)
+        )
         breaks = frozenset(i for i, clause in enumerate(clauses[:-1]) if clause.line_break)
         seen[tune, pattern(clauses)].append(_Poem(text, ends, pauses, breaks))
         neighbours.update(pairwise(clause.text[-1] for clause in clauses if clause.mark == "。"))
@@ -86,6 +91,8 @@ def by_rhyme(
 
     It is no chance if those rhyme whose last character has the tone of the rhymes.
     """
+    if len(poems) < 2 * MIN_POEMS:
+        return [poems]
     scheme = rhyme_scheme(clauses, [poem.ends for poem in poems[:MAX_ENDINGS]], classes)
     for i, (_, mark) in enumerate(clauses):
         end = next(j for j in range(i, len(clauses)) if clauses[j][1] == "。")  # of its sentence
@@ -95,8 +102,10 @@ def by_rhyme(
         rhymes = [classes.get(poem.ends[i]) in {classes.get(poem.ends[j], -1) for j in group} for poem in poems]
         tones = [(tone_of(poem.ends[i], level), tone_of(poem.ends[end], level)) for poem in poems]
         in_tone = [fits for fits, (own, due) in zip(rhymes, tones, strict=True) if own == due != EITHER]
-        if min(rhymes.count(True), rhymes.count(False)) >= MIN_POEMS and sum(in_tone) > MUST_RHYME * len(in_tone):
-            return [[poem for poem, own in zip(poems, rhymes, strict=True) if own == which] for which in (True, False)]
+        # Those out of class but in tone are meant to rhyme: poets were free to take a neighbouring class there
+        sides = [fits or own == due != EITHER for fits, (own, due) in zip(rhymes, tones, strict=True)]
+        if min(sides.count(True), sides.count(False)) >= MIN_POEMS and sum(in_tone) > MUST_RHYME * len(in_tone):
+            return [[poem for poem, own in zip(poems, sides, strict=True) if own == which] for which in (True, False)]
     return [poems]
 
 
@@ -155,21 +164,20 @@ def rhyme_scheme(clauses: Clauses, endings: list[str], classes: dict[str, int]) 
     A clause joins the group with which it agrees best, if it does so clearly more often than not; those with ， come
     last, for they begin no group.
     """
-    columns = [[classes.get(char) for char in column] for column in zip(*endings, strict=True)]
-
-    def agreement(i: int, j: int) -> float:  # of two clauses
-        pairs = [(a, b) for a, b in zip(columns[i], columns[j], strict=True) if a is not None and b is not None]
-        return (sum(a == b for a, b in pairs) + 1) / (len(pairs) + 2)  # Laplace's rule: few poems prove little
-
+    found = np.array([[classes.get(char, -1) for char in ending] for ending in endings])  # (poems, clauses)
+    one, other = found[:, :, None], found[:, None, :]
+    known = (one >= 0) & (other >= 0)
+    # (clauses, clauses) by Laplace's rule: few poems prove little
+    agreement = ((known & (one == other)).sum(0) + 1) / (known.sum(0) + 2)
     groups: list[list[int]] = []
     for i in sorted(range(len(clauses)), key=lambda i: clauses[i][1] != "。"):
-        shares = [sum(agreement(i, j) for j in group) / len(group) for group in groups]
-        if shares and max(shares) > AGREEMENT:
+        shares = [agreement[i, group].mean() for group in groups]
+        if shares and max(shares) > (AGREEMENT if clauses[i][1] == "。" else COMMA_AGREEMENT):
             groups[shares.index(max(shares))].append(i)
         elif clauses[i][1] == "。":
             groups.append([i])
     letters = iter("abcdefghijklmnopqrstuvwxyz")
-    scheme = ["-"] * len(columns)
+    scheme = ["-"] * len(clauses)
     for group in groups:
         letter = next(letters, "-") if len(group) > 1 else "-"
         for i in group:

@@ -51,6 +51,11 @@ class Template:
         return tuple(length for length, _ in self.clauses)
 
     @cached_property
+    def fixed(self) -> int:
+        """The number of places that ask for a tone."""
+        return len(self.tones) - self.tones.count(EITHER)
+
+    @cached_property
     def rhyme_of(self) -> list[str]:
         """The letter of each clause; "" for one without a rhyme."""
         return [letter.strip("-") for letter in self.scheme]
@@ -101,8 +106,17 @@ class Forms:
         return self.tunes[tune]
 
     def is_variant(self, tune: str, template: Template) -> bool:
-        """Whether so few poems have it that it is known, but not written: it may be a misprint."""
-        return template.support < MIN_SHARE * sum(other.support for other in self.tunes[tune])
+        """Whether it is known, but not written.
+
+        So few poems have it that it may be a misprint; or it keeps hardly any of the tones that twice as many poems of
+        the same clauses keep, as an old-style poem in the shape of a regulated one.
+        """
+        others, alike, regular = 0, 0, 0
+        for other in self.tunes[tune]:
+            others += other.support
+            alike += other.support * (other.clauses == template.clauses)
+            regular += other.support * (other.clauses == template.clauses and other.fixed > 3 * template.fixed)
+        return template.support < MIN_SHARE * others or regular > 2 * (alike - regular)
 
     @cached_property
     def class_tones(self) -> list[str]:

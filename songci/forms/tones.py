@@ -69,23 +69,23 @@ def explain(
     for _ in range(rounds):
         values = np.full(sys.maxunicode + 1, 0.5, np.float32)
         values[[*map(ord, level)]] = [*level.values()]
-        variants = {form: divide(texts, values, MIN_PART * len(texts)) for form, texts in forms.items()}
+        variants = {form: divide(texts, values, max(MIN_POEMS, MIN_PART * len(texts))) for form, texts in forms.items()}
         level = estimate((texts for parts in variants.values() for texts in parts), level)
     return level, variants
 
 
 def divide(texts: list[str], values: np.ndarray, least: float) -> list[list[str]]:
-    """The poems of a form by variant: halved as long as that pays, which takes minimum description length.
+    """The poems of a form by variant, of `least` poems or more: halved as long as that makes for a shorter description.
 
-    values: P(level) by code point; least: poems of a variant. Two variants save bits if their tones are less uncertain, place by place, than those
-    of all poems together. They cost bits to say which of them a poem has, and their places' probabilities.
+    values: P(level) by code point. Two halves save bits if their tones are less uncertain, place by place, than those of
+    all poems together. They cost bits too, to say which of them a poem has and how their places are.
     """
-    x = values[codes(texts)].reshape(len(texts), -1)
-    side = halves(x) if len(texts) >= 2 * MIN_POEMS else np.zeros(len(texts), bool)
-    if min(side.sum(), (~side).sum()) < max(least, MIN_POEMS):
+    if len(texts) < 2 * least:
         return [texts]
+    x = values[codes(texts)].reshape(len(texts), -1)
+    side = halves(x)
     saved = bits(x) - bits(x[side]) - bits(x[~side]) - x.shape[1] * np.log2(len(x)) / 2
-    if saved < WORTH * bits(side[:, None]):
+    if min(side.sum(), (~side).sum()) < least or saved < WORTH * bits(side[:, None]):
         return [texts]
     parts = ([text for text, own in zip(texts, side, strict=True) if own == which] for which in (True, False))
     return [variant for part in parts for variant in divide(part, values, least)]
@@ -142,7 +142,9 @@ def estimate(groups: Iterable[list[str]], start: dict[str, float] | None = None)
     return found if 2 * sum(named) >= len(named) else {c: 1 - p for c, p in found.items()}
 
 
-def em(place: np.ndarray, char: np.ndarray, n: np.ndarray, level: np.ndarray, iterations: int) -> tuple[float, np.ndarray]:
+def em(
+    place: np.ndarray, char: np.ndarray, n: np.ndarray, level: np.ndarray, iterations: int
+) -> tuple[float, np.ndarray]:
     """The log-likelihood and P(level | char) after EM from `level`: n[i] times char[i] stands in place[i]."""
     level_there, mean = np.bincount(place, n * level[char]) / np.bincount(place, n), 0.5  # P(level | place), P(level)
     for _ in range(iterations):
@@ -178,7 +180,9 @@ def fixed(variants: dict[Form, list[list[str]]], level: dict[str, float]) -> dic
     """For each form of enough poems, and each of its variants, the tones that its places ask for."""
     table = {ord(char): tone_of(char, level) for char in level}
     return {
-        form: ["".join(map(fixed_tone, zip(*(text.translate(table) for text in texts), strict=True))) for texts in parts]
+        form: [
+            "".join(map(fixed_tone, zip(*(text.translate(table) for text in texts), strict=True))) for texts in parts
+        ]
         for form, parts in variants.items()
         if len(parts[0]) >= MIN_POEMS
     }
@@ -192,7 +196,7 @@ def kept(text: str, tones: str, level: dict[str, float]) -> list[bool]:
 
 def nearest(text: str, variants: list[str], level: dict[str, float]) -> str:
     """Of the tones of variants those that the text keeps best, the first of equals."""
-    return max(variants, key=lambda tones: nearness(text, tones, level))
+    return max(variants, key=lambda tones: nearness(text, tones, level)) if len(variants) > 1 else variants[0]
 
 
 def nearness(text: str, tones: str, level: dict[str, float]) -> float:
