@@ -27,6 +27,7 @@ from songci.corpus.vocabulary import DEFAULT_DATA_ROOT
 from songci.forms import tones
 from songci.forms.check import Check, check
 from songci.forms.poems import pattern, read_clauses, read_poems
+from songci.forms.scores import commonest
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
 from songci.generation import DEFAULT, FORM_CONTROLS
@@ -35,11 +36,11 @@ from songci.training.checkpoint import load_model
 from songci.training.device import choose_device, few_threads
 
 
-def row(name: str, people: str, checks: list[Check], seconds: float) -> str:
+def row(name: str, people: str, checks: list[Check], forms: Forms, seconds: float) -> str:
     kept = [keeps for result in checks for *_, keeps in result.tones] or [False]
     toned = [not result.wrong for result in checks if result.tones] or [False]
     shares = [
-        sum(result.form and result.number == 1 for result in checks) / len(checks),
+        sum(result.form and commonest(result, forms) for result in checks) / len(checks),
         sum(result.form for result in checks) / len(checks),
         sum(result.rhyme for result in checks) / len(checks),
         sum(kept) / len(kept),
@@ -55,8 +56,8 @@ def control(poems: list[tuple[str, str]]) -> None:
     shuffled = [(tune, "".join(rng.sample(text, len(text)))) for tune, text in plain]
     print("| characters | places fixed | accepted |\n|---|---|---|")
     for name, texts in (("as they stand", plain), ("shuffled", shuffled)):
-        forms = tones.by_form(texts)
-        fixed = "".join(tones.fixed(forms, tones.estimate(forms)).values())
+        level, variants = tones.explain(tones.by_form(texts))
+        fixed = "".join(tone for of_form in tones.fixed(variants, level).values() for tone in of_form)
         accepted = "yes" if tones.learn_tones(texts)[0] else "no"
         print(f"| {name} | {1 - fixed.count(tones.EITHER) / len(fixed):.2%} | {accepted} |")
 
@@ -105,8 +106,8 @@ def main() -> None:
         total += checks
         people = patterns[tune].most_common(1)[0][1] / patterns[tune].total()
         if not args.every:
-            print(row(tune, f"{people:.1%}", checks, time.perf_counter() - start), flush=True)
-    print(row(f"{len(tunes)} tunes, {len(total):,} poems", "", total, time.perf_counter() - began))
+            print(row(tune, f"{people:.1%}", checks, forms, time.perf_counter() - start), flush=True)
+    print(row(f"{len(tunes)} tunes, {len(total):,} poems", "", total, forms, time.perf_counter() - began))
     return None
 
 

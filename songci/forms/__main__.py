@@ -15,20 +15,20 @@ from pathlib import Path
 from songci.cli import ArgumentParser, UserError, read_text, run
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary, load_vocabulary
 from songci.forms.check import Check, agreement, check
-from songci.forms.poems import Clause, pattern, read_clauses, read_poems, tune_of
+from songci.forms.poems import Clause, read_clauses, read_poems, tune_of
 from songci.forms.prompt import as_in_corpus
 from songci.forms.templates import Forms, Template
 
 # On a terminal these signs are as wide as a letter, a Chinese character or mark as two: with a blank they are aligned
 SIGNS = {"平": "○ ", "仄": "● ", "中": "◎ "}
 LEGEND = "○ level, ● oblique, ◎ either or not known, □ no tones known; letters: rhymes; 、 where some poem pauses\n"
-DRAWN = 3  # templates that are shown as a whole
+DRAWN = 3  # templates that are shown as a whole, with others of the commonest clauses
 
 
 def drawn(template: Template, poem: list[Clause] = ()) -> str:
     """The template as text, a sentence a line with its rhyme letter, a stanza apart; under each line that of a poem."""
     signs = iter([SIGNS[tone] for tone in template.tones] or ["□ "] * sum(template.lengths))
-    lines, above, below = [], "", ""
+    lines, above, below, letters = [], "", "", ""
     for i, (length, mark) in enumerate(template.clauses):
         for n in range(length):
             if n and (i, n) in template.pauses:
@@ -36,11 +36,11 @@ def drawn(template: Template, poem: list[Clause] = ()) -> str:
                 below += "、" if poem and n in poem[i].pauses else "　"
             above += next(signs)
             below += poem[i].text[n] if poem else ""
-        above, below = above + mark, below + mark
+        above, below, letters = above + mark, below + mark, letters + template.scheme[i]
         if mark == "。":
-            lines += [f"{above} {template.rhyme_of[i]}".rstrip(), *([below] if poem else [])]
+            lines += [f"{above} {letters.strip('-')}".rstrip(), *([below] if poem else [])]
             lines += [""] * (i in template.breaks)
-            above = below = ""
+            above = below = letters = ""
     return "\n".join(lines) + "\n"
 
 
@@ -52,14 +52,20 @@ def show(tune: str, forms: Forms, poems: list[tuple[str, str]]) -> str:
     templates = forms.templates(tune)
     total = sum(template.support for template in templates)
     parts = [f"{tune}: {len(templates)} templates in {total} poems of the training split\n{LEGEND}"]
+    whole = {
+        i: template
+        for i, template in enumerate(templates, start=1)
+        if i <= DRAWN or (template.clauses == templates[0].clauses and not forms.is_variant(tune, template))
+    }
     examples = {}
     for name, body in poems:
-        if name == tune:
-            examples.setdefault(pattern(clauses := read_clauses(body)), clauses)
-    for i, template in enumerate(templates[:DRAWN], start=1):
-        poem = examples.get(template.clauses, [])
-        parts.append(f"{described(i, tune, template, forms)}:\n{drawn(template, poem)}")
-    rarer = enumerate(templates[DRAWN:], start=DRAWN + 1)
+        if name == tune and not whole.keys() <= examples.keys():
+            result = check(tune, body, forms)
+            if result.form and not result.punctuated:
+                examples.setdefault(result.number, read_clauses(body))
+    for i, template in whole.items():
+        parts.append(f"{described(i, tune, template, forms)}:\n{drawn(template, examples.get(i, []))}")
+    rarer = [(i, template) for i, template in enumerate(templates, start=1) if i not in whole]
     lines = [f"{described(i, tune, template, forms)}: {outline(template)}\n" for i, template in rarer]
     return "\n".join([*parts, *(["".join(lines)] if lines else [])])
 
@@ -104,7 +110,7 @@ def marked(tune: str, body: str, forms: Forms, vocabulary: Vocabulary) -> str:
     if result.template is None:
         return f"+++{tune}\n  no form is known of this tune\n"
     fits = {place: (letter, ok) for letter, place, ok in rhymes(result)}
-    lines, line, faults = [], "", []
+    lines, line, letters, faults = [], "", "", []
     clauses = read_clauses(body)
     for place, clause in enumerate(clauses):
         departs = result.departure is not None and result.departure[0] == place
@@ -113,13 +119,14 @@ def marked(tune: str, body: str, forms: Forms, vocabulary: Vocabulary) -> str:
             faults.append(f"{result.departure[1]} where the form has {result.departure[2]}")
         for _, n, due in (fault for fault in result.wrong if fault[0] == place):
             faults.append(f"{clause.text[n]} where {due} is due")
-        letter, ok = fits.get(place, ("", True))
+        letter, ok = fits.get(place, ("-", True))
+        letters += letter
         if not ok:
             char = clause.text[-1]
             faults.append(f"{char} " + ("does not rhyme" if char in vocabulary.chars else "is not in the corpus"))
         if clause.mark != "，" or place == len(clauses) - 1:
-            lines.append(f"  {line}  {letter}".rstrip() + (f"  <- {'; '.join(faults)}" if faults else ""))
-            line, faults = "", []
+            lines.append(f"  {line}  {letters.strip('-')}".rstrip() + (f"  <- {'; '.join(faults)}" if faults else ""))
+            line, letters, faults = "", "", []
         if result.form and place in result.template.breaks:
             lines.append("")
     if result.departure and result.departure[0] == len(clauses):

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from songci.forms.poems import Clause, pattern, read_clauses
 from songci.forms.templates import Forms, Template
-from songci.forms.tones import EITHER, tone_of
+from songci.forms.tones import EITHER, nearness, tone_of
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,15 @@ class Check:
 def check(tune: str, body: str, forms: Forms) -> Check:
     """Compares a poem with the templates of its tune, of which the best shares the most leading clauses with it.
 
-    Editions punctuate differently: where the lengths are those of several templates, that with the poem's marks is
-    taken, or else the best supported.
+    Editions punctuate differently: where the lengths are those of several templates, one with the poem's marks is taken
+    if there is any; of those left, the one whose tones the poem keeps best, or else the best supported.
     """
     clauses = read_clauses(body)
     found = pattern(clauses)
     templates = forms.tunes.get(tune, [])
     if not templates:
         return Check(tune)
+    text = "".join(clause.text for clause in clauses)
     lengths = tuple(length if mark else None for length, mark in found)  # a clause without a mark is not at its end
 
     def shared(template: Template) -> int:
@@ -69,7 +70,9 @@ def check(tune: str, body: str, forms: Forms) -> Check:
         return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(lengths), len(template.lengths)))
 
     def rank(template: Template) -> tuple:
-        return template.clauses == found, template.lengths == lengths, shared(template), template.support
+        same = template.lengths == lengths
+        near = nearness(text, template.tones, forms.level) if same else 0
+        return template.clauses == found, same, shared(template), near, template.support
 
     best = max(templates, key=rank)
     departure, in_form = None, best.lengths == lengths

@@ -1,65 +1,115 @@
 """Learns the forms of tunes from a corpus: the patterns of each tune, tones, rhyme classes, which clauses rhyme."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
 
 from songci.forms.poems import pattern, read_clauses
 from songci.forms.templates import Forms, Template
-from songci.forms.tones import EITHER, contrary, fixed_tone, learn_tones, tone_of
+from songci.forms.tones import EITHER, MIN_POEMS, contrary, fixed, fixed_tone, learn_tones, nearest, tone_of
 
 MIN_SUPPORT = 2  # poems that share a pattern before it counts as a form: a single one may be a scribe's error
-MAX_ENDINGS = 1000  # poems of a template whose rhymes are looked at: plenty, and memory stays bounded
+MAX_ENDINGS = 1000  # poems of a template whose rhymes are looked at: plenty
 REFRAIN = 0.2  # share of the poems that repeat a rhyme character from which on this counts as the tune's way
 MIN_RHYMES = 3  # characters of one tone in a group of rhymes that tell the group's
 AGREEMENT = 0.6  # share of the poems in which a clause must be in the class of a group to join it
+COMMA_AGREEMENT = 0.75  # the same for a clause that ends with ，, where a rhyme is rarer
+MUST_RHYME = 0.8  # share of the rhymes among the characters of their tone at the end of a clause that need not rhyme
+
+Clauses = tuple[tuple[int, str], ...]  # (number of characters, mark) of each
 
 
-@dataclass
-class _Seen:
-    """What the poems of one tune and one pattern were like."""
+class _Poem(NamedTuple):
+    """text: its characters, without marks; ends: the last of each clause; pauses, breaks: as in a Template."""
 
-    support: int = 0
-    pauses: set = field(default_factory=set)
-    breaks: Counter = field(default_factory=Counter)
-    endings: list[str] = field(default_factory=list)  # of each poem, the characters before 。
+    text: str
+    ends: str
+    pauses: frozenset[tuple[int, int]]
+    breaks: frozenset[int]
 
 
 def learn(poems: Iterable[tuple[str, str]]) -> Forms:
     """The forms of a corpus, from its (tune, text) pairs; no forms if it has none."""
-    seen: dict[tuple, _Seen] = defaultdict(_Seen)
+    seen: dict[tuple[str, Clauses], list[_Poem]] = defaultdict(list)
     neighbours: Counter = Counter()
     plain = []
     for tune, body in poems:
         clauses = read_clauses(body)
         if not clauses or not clauses[-1].mark:
             continue
-        entry = seen[tune, pattern(clauses)]
-        entry.support += 1
-        entry.pauses |= {(i, n) for i, clause in enumerate(clauses) for n in clause.pauses if 0 < n < len(clause.text)}
-        entry.breaks.update(i for i, clause in enumerate(clauses[:-1]) if clause.line_break)
-        ending = "".join(clause.text[-1] for clause in clauses if clause.mark == "。")
-        neighbours.update(pairwise(ending))
-        if entry.support <= MAX_ENDINGS:
-            entry.endings.append(ending)
-        plain.append((tune, "".join(clause.text for clause in clauses)))
+        text, ends = "".join(clause.text for clause in clauses), "".join(clause.text[-1] for clause in clauses)
+        pauses = frozenset(
+            (i, n) for i, clause in enumerate(clauses) for n in clause.pauses if 0 < n < len(clause.text)
+        )
+        breaks = frozenset(i for i, clause in enumerate(clauses[:-1]) if clause.line_break)
+        seen[tune, pattern(clauses)].append(_Poem(text, ends, pauses, breaks))
+        neighbours.update(pairwise(clause.text[-1] for clause in clauses if clause.mark == "。"))
+        plain.append((tune, text))
     level, tones = learn_tones(plain)
     classes = rhyme_classes(neighbours, level)
-    shared = {tune for (tune, _), entry in seen.items() if entry.support >= MIN_SUPPORT}
+    shared = {tune for (tune, _), own in seen.items() if len(own) >= MIN_SUPPORT}
     tunes = defaultdict(list)
-    for (tune, clauses), entry in sorted(seen.items(), key=lambda item: -item[1].support):
-        if entry.support >= MIN_SUPPORT or tune not in shared:  # of a tune without a shared form, all that there is
-            breaks = frozenset(i for i, count in entry.breaks.items() if count > entry.support / 2)
-            scheme, repeats = rhyme_scheme(entry.endings, classes), refrains(clauses, entry.endings)
-            places = frozenset(entry.pauses), breaks, repeats
-            of_form = tones.get((tune, sum(length for length, _ in clauses)), "")
-            of_form = of_form or rhyme_tones(clauses, scheme, entry.endings, level)
-            tunes[tune].append(Template(clauses, entry.support, scheme, *places, of_form))
-    return Forms(dict(tunes), classes, level)
+    for (tune, clauses), own in seen.items():
+        if len(own) >= MIN_SUPPORT or tune not in shared:  # of a tune without a shared form, all that there is
+            variants = tones.get((tune, len(own[0].text)), [""])
+            tunes[tune] += _templates(clauses, own, variants, classes, level)
+    for templates in tunes.values():
+        templates.sort(key=lambda template: -template.support)
+    return Forms(dict(sorted(tunes.items(), key=lambda item: -item[1][0].support)), classes, level)
 
 
-def rhyme_tones(clauses: tuple[tuple[int, str], ...], scheme: str, endings: list[str], level: dict[str, float]) -> str:
+def _templates(
+    clauses: Clauses, poems: list[_Poem], variants: list[str], classes: dict[str, int], level: dict[str, float]
+) -> Iterator[Template]:
+    """A template for the poems of one pattern in each of the variants of tones, and of rhymes."""
+    by_tones = defaultdict(list)
+    for poem in poems:
+        by_tones[nearest(poem.text, variants, level)].append(poem)
+    for tones, alike in by_tones.items():
+        parts = by_rhyme(clauses, alike, classes, level)
+        if len(parts) > 1:
+            of_parts = fixed({("", 0): [[poem.text for poem in part] for part in parts]}, level)["", 0]
+        else:
+            of_parts = [tones]
+        for part, of_part in zip(parts, of_parts, strict=True):
+            breaks = Counter(i for poem in part for i in poem.breaks)
+            breaks = frozenset(i for i, count in breaks.items() if count > len(part) / 2)
+            endings = [poem.ends for poem in part[:MAX_ENDINGS]]
+            scheme, repeats = rhyme_scheme(clauses, endings, classes), refrains(clauses, endings)
+            pauses = frozenset().union(*(poem.pauses for poem in part))
+            known = of_part or rhyme_tones(clauses, scheme, endings, level)
+            yield Template(clauses, len(part), scheme, pauses, breaks, repeats, known)
+
+
+def by_rhyme(
+    clauses: Clauses, poems: list[_Poem], classes: dict[str, int], level: dict[str, float]
+) -> list[list[_Poem]]:
+    """The poems of a template, those apart whose ， clause rhymes where that of others does not (首句入韵).
+
+    It is no chance if those rhyme whose last character has the tone of the rhymes.
+    """
+    if len(poems) < 2 * MIN_POEMS:
+        return [poems]
+    scheme = rhyme_scheme(clauses, [poem.ends for poem in poems[:MAX_ENDINGS]], classes)
+    for i, (_, mark) in enumerate(clauses):
+        end = next(j for j in range(i, len(clauses)) if clauses[j][1] == "。")  # of its sentence
+        if mark == "。" or scheme[end] == "-":
+            continue
+        group = [j for j, letter in enumerate(scheme) if letter == scheme[end] and j != i]
+        rhymes = [classes.get(poem.ends[i]) in {classes.get(poem.ends[j], -1) for j in group} for poem in poems]
+        tones = [(tone_of(poem.ends[i], level), tone_of(poem.ends[end], level)) for poem in poems]
+        in_tone = [fits for fits, (own, due) in zip(rhymes, tones, strict=True) if own == due != EITHER]
+        # Those out of class but in tone are meant to rhyme: poets were free to take a neighbouring class there
+        sides = [fits or own == due != EITHER for fits, (own, due) in zip(rhymes, tones, strict=True)]
+        if min(sides.count(True), sides.count(False)) >= MIN_POEMS and sum(in_tone) > MUST_RHYME * len(in_tone):
+            return [[poem for poem, own in zip(poems, sides, strict=True) if own == which] for which in (True, False)]
+    return [poems]
+
+
+def rhyme_tones(clauses: Clauses, scheme: str, endings: list[str], level: dict[str, float]) -> str:
     """The tones of a template of too few poems for places of their own: of its rhymes, by the characters of a group.
 
     "" if nothing is known of tones.
@@ -70,16 +120,19 @@ def rhyme_tones(clauses: tuple[tuple[int, str], ...], scheme: str, endings: list
     for letter in set(scheme) - {"-"}:
         chars = [ending[i] for ending in endings for i, other in enumerate(scheme) if other == letter]
         tone[letter] = fixed_tone((tone_of(char, level) for char in chars), MIN_RHYMES)
-    letters = iter(scheme)
-    ends = [tone.get(next(letters), EITHER) if mark == "。" else EITHER for _, mark in clauses]
-    return "".join(EITHER * (length - 1) + end for (length, _), end in zip(clauses, ends, strict=True))
+    return "".join(
+        EITHER * (length - 1) + tone.get(letter, EITHER) for (length, _), letter in zip(clauses, scheme, strict=True)
+    )
 
 
-def refrains(clauses: tuple[tuple[int, str], ...], endings: list[str]) -> frozenset[int]:
-    """The clauses whose last character repeats that of an earlier 。 in at least REFRAIN of the poems."""
+def refrains(clauses: Clauses, endings: list[str]) -> frozenset[int]:
+    """The clauses with 。 whose last character repeats that of an earlier one in at least REFRAIN of the poems."""
     places = [i for i, (_, mark) in enumerate(clauses) if mark == "。"]
-    shares = [sum(ending[i] in ending[:i] for ending in endings) / len(endings) for i in range(len(places))]
-    return frozenset(place for place, share in zip(places, shares, strict=True) if share >= REFRAIN)
+    return frozenset(
+        place
+        for n, place in enumerate(places)
+        if sum(any(e[place] == e[i] for i in places[:n]) for e in endings) >= REFRAIN * len(endings)
+    )
 
 
 def rhyme_classes(neighbours: Counter, level: dict[str, float]) -> dict[str, int]:
@@ -104,27 +157,27 @@ def rhyme_classes(neighbours: Counter, level: dict[str, float]) -> dict[str, int
     return {c: i for i, chars in enumerate(communities) for c in sorted(chars, key=lambda c: (-weight[c], c))}
 
 
-def rhyme_scheme(endings: list[str], classes: dict[str, int]) -> str:
-    """Which clauses rhyme in the poems of a template, such as "aabb" or "aa-a".
+def rhyme_scheme(clauses: Clauses, endings: list[str], classes: dict[str, int]) -> str:
+    """Which clauses rhyme in the poems of a template, such as "-a-a" or "aa-a".
 
-    endings: of each poem, the characters before 。; classes: those of rhyme_classes().
-    A clause joins the group with which it agrees best, if it does so clearly more often than not.
+    endings: of each poem, the last character of each clause; classes: those of rhyme_classes().
+    A clause joins the group with which it agrees best, if it does so clearly more often than not; those with ， come
+    last, for they begin no group.
     """
-    columns = [[classes.get(char) for char in column] for column in zip(*endings, strict=True)]
-
-    def agreement(i: int, j: int) -> float:  # of two clauses
-        pairs = [(a, b) for a, b in zip(columns[i], columns[j], strict=True) if a is not None and b is not None]
-        return (sum(a == b for a, b in pairs) + 1) / (len(pairs) + 2)  # Laplace's rule: few poems prove little
-
+    found = np.array([[classes.get(char, -1) for char in ending] for ending in endings])  # (poems, clauses)
+    one, other = found[:, :, None], found[:, None, :]
+    known = (one >= 0) & (other >= 0)
+    # (clauses, clauses) by Laplace's rule: few poems prove little
+    agreement = ((known & (one == other)).sum(0) + 1) / (known.sum(0) + 2)
     groups: list[list[int]] = []
-    for i in range(len(columns)):
-        shares = [sum(agreement(i, j) for j in group) / len(group) for group in groups]
-        if shares and max(shares) > AGREEMENT:
+    for i in sorted(range(len(clauses)), key=lambda i: clauses[i][1] != "。"):
+        shares = [agreement[i, group].mean() for group in groups]
+        if shares and max(shares) > (AGREEMENT if clauses[i][1] == "。" else COMMA_AGREEMENT):
             groups[shares.index(max(shares))].append(i)
-        else:
+        elif clauses[i][1] == "。":
             groups.append([i])
     letters = iter("abcdefghijklmnopqrstuvwxyz")
-    scheme = ["-"] * len(columns)
+    scheme = ["-"] * len(clauses)
     for group in groups:
         letter = next(letters, "-") if len(group) > 1 else "-"
         for i in group:

@@ -45,7 +45,7 @@ def form_scores(poems: list[Poem], forms: Forms) -> dict[str, float]:
     rhymes = [same for result in checks for same in rhyme_pairs(result, forms)]
     return {
         "in form": mean(result.form for result in checks),
-        "in the tune's commonest form": mean(result.form and result.number == 1 for result in checks),
+        "in the tune's commonest form": mean(result.form and commonest(result, forms) for result in checks),
         "distance of the forms from the training poems'": distance(checks, forms),
         "as many stanzas as the form": mean(
             len(body.strip().splitlines()) == 1 + len(result.template.breaks)
@@ -63,20 +63,26 @@ def form_scores(poems: list[Poem], forms: Forms) -> dict[str, float]:
     }
 
 
-def distance(checks: list[Check], forms: Forms) -> float:
-    """The total variation between the templates of poems in form and those of the training poems of the same tunes.
+def commonest(result: Check, forms: Forms) -> bool:
+    """Whether the clauses of a poem's template are those of the tune's commonest."""
+    return result.template.clauses == forms.tunes[result.tune][0].clauses
 
-    0: each tune's templates in the same shares; 1: none in common. Few poems of many tunes are some way from 0 even
+
+def distance(checks: list[Check], forms: Forms) -> float:
+    """The total variation between the clauses of poems in form and those of the training poems of the same tunes.
+
+    0: each tune's clauses in the same shares; 1: none in common. Few poems of many tunes are some way from 0 even
     if drawn from the same shares: compare it with that of people's poems.
     """
-    found = Counter((result.tune, result.number) for result in checks if result.form)
+    found = Counter((result.tune, result.template.clauses) for result in checks if result.form)
     tunes = Counter()
     for (tune, _), count in found.items():
         tunes[tune] += count
-    due = {}
+    due = Counter()
     for tune, count in tunes.items():
         total = sum(template.support for template in forms.tunes[tune])
-        due |= {(tune, i): count * t.support / total for i, t in enumerate(forms.tunes[tune], start=1)}
+        for template in forms.tunes[tune]:
+            due[tune, template.clauses] += count * template.support / total
     return sum(abs(found[key] - due[key]) for key in due) / 2 / max(1, found.total())
 
 

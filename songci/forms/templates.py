@@ -31,7 +31,7 @@ class Template:
     """A form of a tune.
 
     clauses: (number of characters, "。" or "，") of each; support: poems that have it.
-    scheme: a letter for each clause that ends with 。, the same for those that rhyme, "-" for one without a rhyme.
+    scheme: a letter for each clause, the same for those that rhyme, "-" for one without a rhyme.
     pauses: (clause, characters before it) where some poem has 、; breaks: clauses after which a stanza ends.
     repeats: clauses with 。 whose last character is an earlier one's in a good part of the poems, as in a refrain.
     tones: 平, 仄 or 中 for each character; "" if they are not known.
@@ -51,10 +51,14 @@ class Template:
         return tuple(length for length, _ in self.clauses)
 
     @cached_property
+    def fixed(self) -> int:
+        """The number of places that ask for a tone."""
+        return len(self.tones) - self.tones.count(EITHER)
+
+    @cached_property
     def rhyme_of(self) -> list[str]:
-        """The letter of each clause; "" for one that ends with ，, or without a rhyme."""
-        letters = iter(self.scheme.replace("-", " "))
-        return [next(letters).strip() if mark == "。" else "" for _, mark in self.clauses]
+        """The letter of each clause; "" for one without a rhyme."""
+        return [letter.strip("-") for letter in self.scheme]
 
     @cached_property
     def slots(self) -> list[Slot]:
@@ -102,8 +106,17 @@ class Forms:
         return self.tunes[tune]
 
     def is_variant(self, tune: str, template: Template) -> bool:
-        """Whether so few poems have it that it is known, but not written: it may be a misprint."""
-        return template.support < MIN_SHARE * sum(other.support for other in self.tunes[tune])
+        """Whether it is known, but not written.
+
+        So few poems have it that it may be a misprint; or it keeps hardly any of the tones that twice as many poems of
+        the same clauses keep, as an old-style poem in the shape of a regulated one.
+        """
+        others, alike, regular = 0, 0, 0
+        for other in self.tunes[tune]:
+            others += other.support
+            alike += other.support * (other.clauses == template.clauses)
+            regular += other.support * (other.clauses == template.clauses and other.fixed > 3 * template.fixed)
+        return template.support < MIN_SHARE * others or regular > 2 * (alike - regular)
 
     @cached_property
     def class_tones(self) -> list[str]:
@@ -160,7 +173,7 @@ def _to_json(template: Template) -> dict:
 def _from_json(form: str, support: int, scheme: str, tones: str, pauses: list, breaks: list, repeats: list) -> Template:
     """The inverse of _to_json(). Raises ValueError or TypeError for what that never writes."""
     clauses = tuple((int(length), mark) for length, mark in re.findall(r"(\d+)([。，])", form))
-    if not clauses or len(scheme) != form.count("。") or len(tones) not in (0, sum(n for n, _ in clauses)):
+    if not clauses or len(scheme) != len(clauses) or len(tones) not in (0, sum(n for n, _ in clauses)):
         raise ValueError("not a template")
     places = frozenset(map(tuple, pauses)), frozenset(breaks), frozenset(repeats)
     return Template(clauses, support, scheme, *places, tones)

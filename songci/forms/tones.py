@@ -4,18 +4,27 @@ Poets put level characters (平) into some places of a tune and oblique ones (�
 characters explain which of them stand where, and EM finds these classes as `hmm.py --fit` finds the states of an HMM.
 The model is a mixture, P(place, char) = Σ_z P(z) P(place | z) P(char | z) (Hofmann 1999), over the places of all forms,
 a form being a tune and a number of characters.
+
+Some forms have several patterns: a regulated verse may begin 平平 or 仄仄, and then all that follows is the other way
+round. So its places tell nothing until its poems are divided into variants, which takes the tones. Each makes the other
+clearer: tones and variants are found in turn.
 """
 
+import math
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 
 import numpy as np
 
 LEVEL, OBLIQUE, EITHER = "平仄中"
-ITERATIONS = 30
+STARTS, ITERATIONS = 6, 30  # of EM, of which some may end in classes that are no tones, and less likely
+ROUNDS, MORE = 3, 10  # of variants and tones in turn, and the iterations of EM in each
 LEVEL_CHARACTERS = "人风花天春山云年时香"  # all that is told: which of the two classes is to be called level
 CLEAR = 0.1  # P(level) within this of 0 or 1: a character of one tone
-MIN_POEMS = 10  # of a form, for the tones of its places to be told
+MIN_POEMS = 10  # of a form or a variant, for the tones of its places to be told
+MIN_PART = 0.02  # of a form's poems, for a variant
+WORTH = 1.8  # bits that two variants must save for each that tells which of them a poem has
 MIN_CLEAR, MIN_AGREEMENT = 8, 0.9  # clear characters in a place, and the share of one tone that makes it fixed
 MIN_CHECKED, MIN_KEPT = 100, 0.9  # fixed places in held-out poems, and the share that must be kept; chance keeps half
 
@@ -23,20 +32,21 @@ Poem = tuple[str, str]  # tune, characters without marks
 Form = tuple[str, int]  # tune, number of characters
 
 
-def learn_tones(poems: list[Poem]) -> tuple[dict[str, float], dict[Form, str]]:
-    """P(level | char) of each character, and 平, 仄 or 中 for each place of each form.
+def learn_tones(poems: list[Poem]) -> tuple[dict[str, float], dict[Form, list[str]]]:
+    """P(level | char) of each character, and of each variant of each form 平, 仄 or 中 for each place.
 
     Both are empty where the poems are too few or too irregular to tell. EM finds two classes in anything; so what it
     finds in nine tenths of the poems must be kept by the last tenth.
     """
-    most = by_form(poem for i, poem in enumerate(poems) if i % 10)
-    level = estimate(most)
-    tones = fixed(most, level)
-    held_out = [same for tune, text in poems[::10] for same in kept(text, tones.get((tune, len(text)), ""), level)]
+    level, variants = explain(by_form(poem for i, poem in enumerate(poems) if i % 10))
+    tones = fixed(variants, level)
+    held_out = []
+    for tune, text in poems[::10]:
+        held_out += kept(text, nearest(text, tones.get((tune, len(text)), [""]), level), level)
     if sum(held_out) < MIN_KEPT * max(len(held_out), MIN_CHECKED):
         return {}, {}
-    level = estimate(by_form(poems))
-    return level, fixed(by_form(poems), level)
+    level, variants = explain(by_form(poems), level)
+    return level, fixed(variants, level)
 
 
 def by_form(poems: Iterable[Poem]) -> dict[Form, list[str]]:
@@ -47,29 +57,104 @@ def by_form(poems: Iterable[Poem]) -> dict[Form, list[str]]:
     return {form: texts for form, texts in forms.items() if len(texts) > 1}
 
 
-def estimate(forms: dict[Form, list[str]], seed: int = 1) -> dict[str, float]:
-    """P(level | char) of each character, by EM on how often it stands in each place."""
-    if not forms:
-        return {}
-    codes = np.frombuffer("".join(map("".join, forms.values())).encode("utf-32-le"), "<u4").astype(np.int64)
-    places, first = [], 0  # of each character in `codes`
-    for (_, length), texts in forms.items():
-        places.append(np.tile(np.arange(first, first + length), len(texts)))
-        first += length
-    pairs, n = np.unique(np.concatenate(places) << 21 | codes, return_counts=True)  # how often each in each
-    place, (chars, char) = pairs >> 21, np.unique(pairs & (1 << 21) - 1, return_inverse=True)
-    level = np.random.default_rng(seed).uniform(0.4, 0.6, len(chars))  # P(level | char)
-    level_there, mean = np.full(first, 0.5), 0.5  # P(level | place), P(level)
+def explain(
+    forms: dict[Form, list[str]], level: dict[str, float] | None = None
+) -> tuple[dict[str, float], dict[Form, list[list[str]]]]:
+    """P(level | char) of each character, and the poems of each form by variant.
+
+    level: what is known of the characters, if it is; else it is found first.
+    """
+    rounds = 1 if level else ROUNDS
+    level, variants = level or estimate(forms.values()), {}
+    for _ in range(rounds):
+        values = np.full(sys.maxunicode + 1, 0.5, np.float32)
+        values[[*map(ord, level)]] = [*level.values()]
+        variants = {form: divide(texts, values, max(MIN_POEMS, MIN_PART * len(texts))) for form, texts in forms.items()}
+        level = estimate((texts for parts in variants.values() for texts in parts), level)
+    return level, variants
+
+
+def divide(texts: list[str], values: np.ndarray, least: float) -> list[list[str]]:
+    """The poems of a form by variant, of `least` poems or more: halved as long as that makes for a shorter description.
+
+    values: P(level) by code point. Two halves save bits if their tones are less uncertain, place by place, than those of
+    all poems together. They cost bits too, to say which of them a poem has and how their places are.
+    """
+    if len(texts) < 2 * least:
+        return [texts]
+    x = values[codes(texts)].reshape(len(texts), -1)
+    side = halves(x)
+    saved = bits(x) - bits(x[side]) - bits(x[~side]) - x.shape[1] * np.log2(len(x)) / 2
+    if min(side.sum(), (~side).sum()) < least or saved < WORTH * bits(side[:, None]):
+        return [texts]
+    parts = ([text for text, own in zip(texts, side, strict=True) if own == which] for which in (True, False))
+    return [variant for part in parts for variant in divide(part, values, least)]
+
+
+def halves(x: np.ndarray) -> np.ndarray:
+    """(poems,) True for those of one of two kinds, by their P(level) in each place: (poems, places).
+
+    First by the sign of the first principal component, then by the likelier of two independent models of the places.
+    """
+    side = (centred := x - x.mean(0)) @ np.linalg.svd(centred, full_matrices=False)[2][0] > 0
     for _ in range(ITERATIONS):
+        p, q = ((x[which].sum(0) + 1) / (which.sum() + 2) for which in (side, ~side))
+        before, prior = side, (side.sum() + 1) / (len(x) + 2)
+        side = x @ np.log(p / q) + (1 - x) @ np.log((1 - p) / (1 - q)) + np.log(prior / (1 - prior)) > 0
+        if (side == before).all():
+            break
+    return side
+
+
+def bits(x: np.ndarray) -> float:
+    """What it takes to write yes or no for each poem and place: (poems, places) of probabilities."""
+    p = (x.sum(0) + 0.5) / (len(x) + 1)
+    return -len(x) * (p * np.log2(p) + (1 - p) * np.log2(1 - p)).sum()
+
+
+def codes(texts: Iterable[str]) -> np.ndarray:
+    """The code points of all characters, one text after another."""
+    return np.frombuffer("".join(texts).encode("utf-32-le"), "<u4").astype(np.int64)
+
+
+def estimate(groups: Iterable[list[str]], start: dict[str, float] | None = None) -> dict[str, float]:
+    """P(level | char) of each character, by EM on how often it stands in each place of groups of like poems.
+
+    start: where EM starts; if left out, at random, several times, of which the likeliest is taken.
+    """
+    places, texts, first = [np.zeros(0, np.int64)], [], 0  # of each character
+    for group in groups:
+        length = len(group[0])
+        places.append(np.tile(np.arange(first, first + length), len(group)))
+        texts += group
+        first += length
+    if not first:
+        return {}
+    pairs, n = np.unique(np.concatenate(places) << 21 | codes(texts), return_counts=True)  # how often each in each
+    place, (chars, char) = pairs >> 21, np.unique(pairs & (1 << 21) - 1, return_inverse=True)
+    if start:
+        _, level = em(place, char, n, np.array([start.get(chr(c), 0.5) for c in chars]), MORE)
+    else:
+        starts = np.random.default_rng(1).uniform(0.4, 0.6, (STARTS, len(chars)))
+        _, level = max((em(place, char, n, level, ITERATIONS) for level in starts), key=lambda found: found[0])
+    found = dict(zip(map(chr, chars), level.tolist(), strict=True))
+    named = [found[c] > 0.5 for c in LEVEL_CHARACTERS if c in found]
+    return found if 2 * sum(named) >= len(named) else {c: 1 - p for c, p in found.items()}
+
+
+def em(
+    place: np.ndarray, char: np.ndarray, n: np.ndarray, level: np.ndarray, iterations: int
+) -> tuple[float, np.ndarray]:
+    """The log-likelihood and P(level | char) after EM from `level`: n[i] times char[i] stands in place[i]."""
+    level_there, mean = np.bincount(place, n * level[char]) / np.bincount(place, n), 0.5  # P(level | place), P(level)
+    for _ in range(iterations):
         yes = level_there[place] * level[char] / mean
         no = (1 - level_there[place]) * (1 - level[char]) / (1 - mean)
         g = n * yes / (yes + no)  # E-step: how many of each pair are level
         mean = g.sum() / n.sum()  # M-step, as if each character and each place had been seen once more
         level = (np.bincount(char, g) + mean) / (np.bincount(char, n) + 1)
-        level_there = (np.bincount(place, g, first) + mean) / (np.bincount(place, n, first) + 1)
-    found = dict(zip(map(chr, chars), level.tolist(), strict=True))
-    named = [found[c] > 0.5 for c in LEVEL_CHARACTERS if c in found]
-    return found if 2 * sum(named) >= len(named) else {c: 1 - p for c, p in found.items()}
+        level_there = (np.bincount(place, g) + mean) / (np.bincount(place, n) + 1)
+    return float(n @ np.log(yes + no)), level
 
 
 def tone_of(char: str, level: dict[str, float]) -> str:
@@ -91,16 +176,31 @@ def fixed_tone(tones: Iterable[str], least: int = MIN_CLEAR) -> str:
     return most if counts.total() >= least and counts[most] >= MIN_AGREEMENT * counts.total() else EITHER
 
 
-def fixed(forms: dict[Form, list[str]], level: dict[str, float]) -> dict[Form, str]:
-    """For each form of enough poems the tones that its places ask for."""
+def fixed(variants: dict[Form, list[list[str]]], level: dict[str, float]) -> dict[Form, list[str]]:
+    """For each form of enough poems, and each of its variants, the tones that its places ask for."""
     table = {ord(char): tone_of(char, level) for char in level}
-    enough = {
-        form: [text.translate(table) for text in texts] for form, texts in forms.items() if len(texts) >= MIN_POEMS
+    return {
+        form: [
+            "".join(map(fixed_tone, zip(*(text.translate(table) for text in texts), strict=True))) for texts in parts
+        ]
+        for form, parts in variants.items()
+        if len(parts[0]) >= MIN_POEMS
     }
-    return {form: "".join(map(fixed_tone, zip(*texts, strict=True))) for form, texts in enough.items()}
 
 
 def kept(text: str, tones: str, level: dict[str, float]) -> list[bool]:
     """For each fixed place of `tones` with a character of one tone: whether it has the tone of the place."""
     pairs = ((due, tone_of(char, level)) for char, due in zip(text, tones, strict=False))
     return [due == tone for due, tone in pairs if EITHER not in (due, tone)]
+
+
+def nearest(text: str, variants: list[str], level: dict[str, float]) -> str:
+    """Of the tones of variants those that the text keeps best, the first of equals."""
+    return max(variants, key=lambda tones: nearness(text, tones, level)) if len(variants) > 1 else variants[0]
+
+
+def nearness(text: str, tones: str, level: dict[str, float]) -> float:
+    """How many bits likelier a text is where nine tenths keep the fixed places of `tones` than where half do."""
+    same = kept(text, tones, level)
+    right = sum(same)
+    return right * math.log2(2 * MIN_AGREEMENT) + (len(same) - right) * math.log2(2 * (1 - MIN_AGREEMENT))

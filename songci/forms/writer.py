@@ -16,9 +16,9 @@ from torch import Tensor
 
 from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
-from songci.forms.poems import MARKS, is_character, split_title
+from songci.forms.poems import MARKS, is_character, read_clauses, split_title
 from songci.forms.templates import Forms, Template
-from songci.forms.tones import EITHER, contrary, tone_of
+from songci.forms.tones import EITHER, contrary, nearness, tone_of
 
 TONES = {"平": "level", "仄": "oblique"}
 
@@ -109,7 +109,13 @@ class FormRules:
         drafts = [draft for draft in self.begun(tune) if all(map(draft.take, body)) and self.settle(draft)]
         # What is rare or punctuated otherwise is taken if nothing else fits
         drafts = [draft for draft in drafts if draft.same_marks] or drafts
-        return [draft for draft in drafts if not self.forms.is_variant(tune, draft.template)] or drafts
+        drafts = [draft for draft in drafts if not self.forms.is_variant(tune, draft.template)] or drafts
+        # Of several with the same clauses, what is given begins the one whose tones it keeps best
+        text = "".join(clause.text for clause in read_clauses(body))
+        near, best = [nearness(text, draft.template.tones, self.forms.level) for draft in drafts], {}
+        for draft, own in zip(drafts, near, strict=True):
+            best[draft.template.clauses] = max(own, best.get(draft.template.clauses, own))
+        return [draft for draft, own in zip(drafts, near, strict=True) if own == best[draft.template.clauses]]
 
 
 class Draft:
