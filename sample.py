@@ -8,6 +8,7 @@ The samples go to stdout, with a line of dashes between them and nothing else; w
   python sample.py --stop_at_poem_end --num_samples 1       one poem, written before your eyes
   python sample.py --form --start +++清平乐                 whole poems in the tune's form, rhyme and tones
   python sample.py --acrostic 春夏秋冬 --rhyme 东           poems whose sentences begin so, and that rhyme so
+  python sample.py --start "+++浣溪沙\\n□□□□□□春。"             □: a character to be written, the others stay
   python sample.py --form --best_of 10                      for each sample, the likeliest of ten
   python sample.py --form --particles 64                    poems that see their rhymes still better coming
   python sample.py --format jsonl --num_samples 10000       a line of JSON for each sample, for other programs
@@ -23,7 +24,7 @@ from pathlib import Path
 from songci.cli import ArgumentParser, UserError, number, run
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary, check_same_vocabulary, load_vocabulary
 from songci.forms.check import check
-from songci.forms.poems import read_poems, split_title
+from songci.forms.poems import BLANK, read_poems, split_title
 from songci.forms.prompt import as_in_corpus
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
@@ -53,8 +54,11 @@ def verdict(text: str, forms: Forms | None) -> dict:
 def json_line(sample: Sample, prompt: str, seed: int, index: int, forms: Forms | None) -> str:
     """A sample of a run as JSON, with what makes it again and what is known of its form."""
     fields = {"prompt": prompt, "text": sample.text, "seed": seed, "sample": index, "tokens": sample.tokens}
-    fields["mean_log_likelihood"] = sample.mean_log_likelihood
-    return json.dumps(fields | verdict(sample.text, forms), ensure_ascii=False)
+    fields |= {"mean_log_likelihood": sample.mean_log_likelihood, "draft": sample.draft}
+    fields |= verdict(sample.text, forms)
+    if sample.alternatives:
+        fields["alternatives"] = [place._asdict() for place in sample.alternatives]
+    return json.dumps(fields, ensure_ascii=False)
 
 
 def stream(trained: Trained, text: Text, controls: Controls) -> None:
@@ -74,7 +78,7 @@ def parse_args(args=None):
     positive = number(int, 1)
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
     parser.add_argument("--ckpt_path", default="workdirs/quansongci", help="the folder of a run of train.py")
-    parser.add_argument("--start", default=r"\n", help="the text to continue, or FILE:path to read it from a file")
+    parser.add_argument("--start", default=r"\n", help=START_HELP)
     parser.add_argument("--num_samples", type=positive, default=10, help="number of samples")
     parser.add_argument("--max_new_tokens", type=number(int, 0), default=500, help="characters to add to each sample")
     parser.add_argument("--stop_at_poem_end", action="store_true", help="end each sample when its poem ends")
@@ -98,18 +102,27 @@ def parse_args(args=None):
     group = parser.add_argument_group("how samples are made and shown")
     group.add_argument("--batch", type=positive, default=100, help="samples made at once; bounds the memory")
     group.add_argument("--stream", action="store_true", help="one sample after another, each character as it is made")
+    group.add_argument("--alternatives", type=number(int, 0), default=0, metavar="N", help=ALTERNATIVES_HELP)
     group.add_argument("--format", default="text", choices=["text", "jsonl"], help="jsonl: a line of JSON a sample")
     args = parser.parse_args(args)
     ahead = args.particles is not None and args.particles > 1
     for other, given in (("format jsonl", args.format == "jsonl"), ("best_of", args.best_of > 1), ("particles", ahead)):
         if args.stream and given:
             parser.error(f"--stream and --{other} exclude each other")
-    args.form = args.form or ahead or bool(args.acrostic or args.rhyme or args.template)
+    if args.alternatives and args.format != "jsonl":
+        parser.error("--alternatives is for --format jsonl")
+    args.start = read_start(args.start)
+    wishes = args.acrostic, args.rhyme, args.template, args.alternatives, BLANK in args.start
+    args.form = args.form or ahead or any(wishes)
     if args.particles is None:
         args.particles = PARTICLES if args.form and not args.stream else 1
     return args
 
 
+START_HELP = (
+    "the text to continue, or FILE:path to read it from a file; □ in a poem is a character to be written, the others stay "
+    "as they are (implies --form)"
+)
 FORM_HELP = (
     "each sample is one whole poem, of any length, in a form of its tune, as often in each as poets chose it, with its "
     "rhymes, tones and stanzas; without a title in --start, the model chooses a tune"
@@ -124,6 +137,10 @@ PARTICLES_HELP = (
 BEST_OF_HELP = (
     "make this many of each sample and print the likeliest, "
     "by the mean log-likelihood of the characters that the form left free"
+)
+ALTERNATIVES_HELP = (
+    "with jsonl, for each character that was written so many others that keep the form, with their probabilities by "
+    "what stands before and the rest of the sentence; implies --form"
 )
 TEMPERATURE_HELP = "0: always the likeliest character; 1: the probabilities as learned"
 TOP_K_HELP = "choose among this many of the likeliest characters"
@@ -156,7 +173,9 @@ def warn_of_long_tune(start: str, forms: Forms, window: int) -> None:
 def main() -> None:
     args = parse_args()
     trained, vocabulary = load(args)
-    start, acrostic, rhyme = (as_in_corpus(x, vocabulary) for x in (read_start(args.start), args.acrostic, args.rhyme))
+    start, acrostic, rhyme = (as_in_corpus(x, vocabulary) for x in (args.start, args.acrostic, args.rhyme))
+    if BLANK in start and BLANK in vocabulary.chars:
+        print(f"{BLANK} in --start is a character to be written, though the corpus has it as one", file=sys.stderr)
     has_forms = args.form or (Path(args.data_root) / "forms.json").is_file()
     forms = Forms.load(args.data_root) if has_forms else None
     rules = FormRules(forms, trained.vocabulary, acrostic, rhyme, args.template or 0) if args.form else None
@@ -176,7 +195,7 @@ def main() -> None:
         return
     began, tokens = time.perf_counter(), 0
     ways = {"seed": args.seed, "batch": args.batch, "controls": controls, "best_of": args.best_of}
-    ways |= {"particles": args.particles, "measure": args.format == "jsonl"}
+    ways |= {"particles": args.particles, "measure": args.format == "jsonl", "others": args.alternatives}
     for i, sample in enumerate(samples(trained, start, args.num_samples, **texts, **ways)):
         tokens += sample.tokens
         if args.format == "jsonl":

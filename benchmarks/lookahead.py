@@ -123,7 +123,7 @@ def main() -> None:
         for tune in tunes:
             of_tune = [Text(trained, f"+++{tune}\n", seed_of(1, i, 0), rules=rules) for i in range(args.num_samples)]
             for i in range(0, args.num_samples, max(1, 100 // particles)):
-                finished(trained.model, of_tune[i : i + max(1, 100 // particles)], FORM_CONTROLS, True, particles)
+                finished(trained, of_tune[i : i + max(1, 100 // particles)], FORM_CONTROLS, True, particles)
             poems[tune] = [str(text).partition("\n")[2] for text in of_tune]
             texts += of_tune
         rows[f"{particles}"] = row(poems, texts, rules, ends, time.perf_counter() - start)

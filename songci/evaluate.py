@@ -116,7 +116,7 @@ def write_poems(
     order = sorted(texts, key=lambda text: text.start)  # poems of a length together: they end at one time
     controls, batch = FORM_CONTROLS if rules else DEFAULT, max(1, 100 // particles)
     for first in tqdm(range(0, len(order), batch), desc="form" if rules else "free", unit="batch", disable=None):
-        finished(trained.model, order[first : first + batch], controls, rules is not None, particles)
+        finished(trained, order[first : first + batch], controls, rules is not None, particles)
     bodies = [str(text).removeprefix(text.start) for text in texts]
     return bodies, [[kept for _, kept, _ in text.records] for text in texts]
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from model import GPT
 from songci.cache import CacheSlice, KVCache
+from songci.forms.poems import BLANK
 from songci.forms.writer import FormRules, FormWriter
 from songci.training.checkpoint import Trained
 
@@ -121,9 +122,9 @@ def penalised(logits: Tensor, controls: Controls, seen: Tensor | None) -> Tensor
 class Text:
     """A text that generate() writes.
 
-    start: its beginning; prompt: the token ids of that; new: those that followed. It is done after max_new_tokens; with
-    `poem`, also when the mark of another title line has been written; with rules, when it is a whole poem that keeps a
-    form, and only then. seed: of its own random numbers.
+    start: its beginning, with rules up to its first blank (□); prompt: the token ids of that; new: those that followed.
+    It is done after max_new_tokens; with `poem`, also when the mark of another title line has been written; with rules,
+    when it is a whole poem that keeps a form, and only then. seed: of its own random numbers.
     records: by Step.record(), for each new token the log of its probability, by the model itself (temperature 1,
     nothing dropped), that of all that the form allowed, and whether this was more than one token.
     """
@@ -137,15 +138,19 @@ class Text:
         poem: bool = False,
         rules: FormRules | None = None,
     ):
+        self.generator = torch.Generator().manual_seed(seed)
+        self.numbers: list[float] = []
+        self.form = None
+        if rules:
+            trained.vocabulary.encode(start.replace(BLANK, ""))
+            self.form = FormWriter(rules, start, self.uniform)
+            start = start.partition(BLANK)[0]  # the form knows what is given after it
         self.start, self.max_new_tokens, self.poem = start, max_new_tokens, poem
         self.vocabulary = trained.vocabulary
         self.prompt: list[int] = trained.vocabulary.encode(start).tolist()
         self.new: list[int] = []
         self.records: list[tuple[float, float, bool]] = []
         self.context = Context(trained.model.config.max_seq_len, trained.title, self.prompt)
-        self.generator = torch.Generator().manual_seed(seed)
-        self.numbers: list[float] = []
-        self.form = FormWriter(rules, start, self.uniform) if rules else None
 
     def uniform(self) -> float:
         """Its next random number in [0, 1)."""

@@ -1,12 +1,13 @@
 """Samples: finished texts, many of them, with how likely the model finds them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
-from model import GPT
 from songci import lookahead
+from songci.alternatives import Place, alternatives
 from songci.cli import UserError, read_text
 from songci.forms.writer import FormRules
 from songci.generation import DEFAULT, Controls, Text, generate
@@ -20,12 +21,15 @@ class Sample:
 
     mean_log_likelihood: in nats over these, by the model itself: temperature 1, nothing dropped; free_log_likelihood:
     over those of them at which the form left a choice. None where there are no such tokens, or nothing was measured.
+    draft: the text with blanks (□) for the characters that the model chose, None without a form.
     """
 
     text: str
     tokens: int
     mean_log_likelihood: float | None
     free_log_likelihood: float | None
+    draft: str | None = None
+    alternatives: list[Place] = field(default_factory=list)
 
 
 def samples(
@@ -42,11 +46,13 @@ def samples(
     best_of: int = 1,
     particles: int = 1,
     measure: bool = False,
+    others: int = 0,
 ) -> Iterator[Sample]:
     """`num_samples` continuations of `start`, `batch` texts at a time. The same seed gives the same texts.
 
     max_new_tokens, poem, rules: see Text. best_of: each is the likeliest of this many, by free_log_likelihood.
     particles: see lookahead.py, with rules. measure: fills in the log-likelihoods, which costs some time.
+    others: fills in so many alternatives for each character, with rules; see alternatives.py.
     """
     total, batch = num_samples * best_of, max(1, batch // particles)
 
@@ -54,7 +60,7 @@ def samples(
         for first in range(0, total, batch):
             seeds = [seed_of(seed, i // best_of, i % best_of) for i in range(first, min(first + batch, total))]
             texts = [Text(trained, start, own_seed, max_new_tokens, poem, rules) for own_seed in seeds]
-            yield from finished(trained.model, texts, controls, measure or best_of > 1, particles)
+            yield from finished(trained, texts, controls, measure or best_of > 1, particles, others)
 
     made = tries()
     for _ in range(num_samples):
@@ -62,12 +68,17 @@ def samples(
 
 
 def finished(
-    model: GPT, texts: list[Text], controls: Controls, measure: bool = False, particles: int = 1
+    trained: Trained,
+    texts: list[Text],
+    controls: Controls,
+    measure: bool = False,
+    particles: int = 1,
+    others: int = 0,
 ) -> list[Sample]:
-    """Writes texts to their ends, and with `measure` sums up how likely the model finds them."""
-    look = particles > 1 and texts[0].form is not None
-    steps = lookahead.generate(model, texts, controls, particles) if look else generate(model, texts, controls)
-    for step in steps:
+    """Writes texts to their ends, and with `measure` sums up how likely the model finds them. As samples()."""
+    ahead = particles > 1 and texts[0].form is not None
+    write = partial(lookahead.generate, particles=particles) if ahead else generate
+    for step in write(trained.model, texts, controls):
         if measure:
             step.record()
     return [
@@ -76,6 +87,8 @@ def finished(
             len(text.new),
             mean([log_prob for log_prob, _, _ in text.records]),
             mean([log_prob for log_prob, _, free in text.records if free]),
+            text.start + text.form.outline if text.form else None,
+            alternatives(trained, text, others) if others else [],
         )
         for text in texts
     ]

@@ -136,7 +136,7 @@ def test_the_best_of_several_is_the_likeliest_of_what_was_free(tuned_root, tuned
     tries = []
     for i in range(3):
         texts = [Text(trained, "\n", seed_of(1, i, attempt), rules=rules) for attempt in range(5)]
-        tries.append(finished(trained.model, texts, Controls(), measure=True))
+        tries.append(finished(trained, texts, Controls(), measure=True))
         assert len({sample.text for sample in tries[-1]}) == 5
     best = [max(group, key=lambda sample: sample.free_log_likelihood).text for group in tries]
     for batch in (4, 100):

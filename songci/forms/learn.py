@@ -81,7 +81,8 @@ def _templates(
             scheme, repeats = rhyme_scheme(clauses, endings, classes), refrains(clauses, endings)
             pauses = frozenset().union(*(poem.pauses for poem in part))
             known = of_part or rhyme_tones(clauses, scheme, endings, level)
-            yield Template(clauses, len(part), scheme, pauses, breaks, repeats, known)
+            rhymes = rhyme_counts(scheme, endings, classes)
+            yield Template(clauses, len(part), scheme, pauses, breaks, repeats, known, rhymes)
 
 
 def by_rhyme(
@@ -123,6 +124,16 @@ def rhyme_tones(clauses: Clauses, scheme: str, endings: list[str], level: dict[s
     return "".join(
         EITHER * (length - 1) + tone.get(letter, EITHER) for (length, _), letter in zip(clauses, scheme, strict=True)
     )
+
+
+def rhyme_counts(scheme: str, endings: list[str], classes: dict[str, int]) -> dict[str, dict[int, int]]:
+    """For each letter of the scheme, {class: number of poems most of whose rhymes there are of it}, commonest first."""
+    counts = {}
+    for letter in sorted(set(scheme) - {"-"}):
+        chars = [[char for char, other in zip(ending, scheme, strict=True) if other == letter] for ending in endings]
+        known = [Counter(classes[char] for char in own if char in classes).most_common(1) for own in chars]
+        counts[letter] = dict(Counter(most[0][0] for most in known if most).most_common())
+    return counts
 
 
 def refrains(clauses: Clauses, endings: list[str]) -> frozenset[int]:

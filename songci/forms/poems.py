@@ -10,10 +10,12 @@ TITLE = re.compile(r"[+＋]{3}(.*)")
 SUBJECT = re.compile(r"[·・•/|\s（(\[［【〔〖{｛<《〈「『]")  # what ends a tune's name and begins a poem's subject
 BRACKETS = "".join(SUBJECT.pattern[1:-1].split(r"\s")) + ")）]］】〕〗}｝>》〉」』 \t\u3000"
 
+BLANK = "□"  # in a text that is given: a character to be written; in a corpus: one that is lost
+
 
 def is_character(char: str) -> bool:
     """Whether it counts as a character of a clause; □ stands for a lost one."""
-    return char.isalnum() or char == "□"
+    return char.isalnum() or char == BLANK
 
 
 @dataclass

@@ -35,6 +35,7 @@ class Template:
     pauses: (clause, characters before it) where some poem has 、; breaks: clauses after which a stanza ends.
     repeats: clauses with 。 whose last character is an earlier one's in a good part of the poems, as in a refrain.
     tones: 平, 仄 or 中 for each character; "" if they are not known.
+    rhymes: for each letter, {class: number of poems that rhyme on it}.
     """
 
     clauses: tuple[tuple[int, str], ...]
@@ -44,6 +45,7 @@ class Template:
     breaks: frozenset[int] = frozenset()
     repeats: frozenset[int] = frozenset()
     tones: str = ""
+    rhymes: dict[str, dict[int, int]] = field(default_factory=dict, hash=False)
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -167,13 +169,16 @@ def _to_json(template: Template) -> dict:
         "pauses": sorted(template.pauses),
         "breaks": sorted(template.breaks),
         "repeats": sorted(template.repeats),
+        "rhymes": {letter: " ".join(f"{c}:{n}" for c, n in of.items()) for letter, of in template.rhymes.items()},
     }
 
 
-def _from_json(form: str, support: int, scheme: str, tones: str, pauses: list, breaks: list, repeats: list) -> Template:
+def _from_json(form, support, scheme, tones, pauses, breaks, repeats, rhymes) -> Template:
     """The inverse of _to_json(). Raises ValueError or TypeError for what that never writes."""
     clauses = tuple((int(length), mark) for length, mark in re.findall(r"(\d+)([。，])", form))
     if not clauses or len(scheme) != len(clauses) or len(tones) not in (0, sum(n for n, _ in clauses)):
         raise ValueError("not a template")
     places = frozenset(map(tuple, pauses)), frozenset(breaks), frozenset(repeats)
-    return Template(clauses, support, scheme, *places, tones)
+    of_letter = {letter: [pair.split(":") for pair in pairs.split()] for letter, pairs in rhymes.items()}
+    counts = {letter: {int(c): int(n) for c, n in pairs} for letter, pairs in of_letter.items()}
+    return Template(clauses, support, scheme, *places, tones, counts)

@@ -7,8 +7,10 @@ end.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable
 from functools import cache, cached_property
+from itertools import accumulate, chain
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
-from songci.forms.poems import MARKS, is_character, read_clauses, split_title
+from songci.forms.poems import BLANK, MARKS, is_character, read_clauses, split_title
 from songci.forms.templates import Forms, Template
 from songci.forms.tones import EITHER, contrary, nearness, tone_of
 
@@ -75,6 +77,31 @@ class FormRules:
         toned = in_class & self._toned[tone]
         return torch.from_numpy(toned if toned.any() else in_class)
 
+    @cached_property
+    def rhyme_shares(self) -> dict[int, float]:
+        """{class: share of the groups of rhymes in the corpus that are of it}."""
+        counts = Counter()
+        for template in chain(*self.forms.tunes.values()):
+            for of_letter in template.rhymes.values():
+                counts.update(of_letter)
+        return {number: count / counts.total() for number, count in counts.items()}
+
+    def draw_rhymes(self, draft: "Draft", uniform: Callable[[], float]) -> None:
+        """Gives each group of rhymes that has no class yet one of its tone, as often as the template's poems have it.
+
+        Or any, as often as the corpus has it, as if one poem more had drawn it so. Two groups get two classes.
+        """
+        template = draft.template
+        for letter in sorted(set(template.scheme) - {"-"} - draft.groups.keys()):
+            tone = template.rhyme_tone(letter)
+            weights = {
+                number: template.rhymes.get(letter, {}).get(number, 0) + share
+                for number, share in self.rhyme_shares.items()
+                if number not in draft.groups.values() and not contrary(tone, self.forms.class_tones[number])
+            }
+            if weights:
+                draft.groups[letter] = weighted(weights, uniform())
+
     def settle(self, draft: "Draft") -> bool:
         """Whether --acrostic and --rhyme can be kept in the draft, whose groups get the classes that they ask for."""
         groups, template = draft.groups, draft.template
@@ -91,6 +118,7 @@ class FormRules:
             letter, own = template.slots[i].rhyme, self.forms.classes.get(char)
             if letter and (own is None or groups.setdefault(letter, own) != own):  # a sentence of one character
                 return False
+            draft.given[i] = char
         return True
 
     @cached_property
@@ -106,7 +134,7 @@ class FormRules:
 
     def drafts(self, tune: str, body: str) -> list["Draft"]:
         """The beginning of a poem in each of the tune's templates that fit it and what is asked for."""
-        drafts = [draft for draft in self.begun(tune) if all(map(draft.take, body)) and self.settle(draft)]
+        drafts = [draft for draft in self.begun(tune) if draft.lay(body) and self.settle(draft)]
         # What is rare or punctuated otherwise is taken if nothing else fits
         drafts = [draft for draft in drafts if draft.same_marks] or drafts
         drafts = [draft for draft in drafts if not self.forms.is_variant(tune, draft.template)] or drafts
@@ -118,11 +146,19 @@ class FormRules:
         return [draft for draft, own in zip(drafts, near, strict=True) if own == best[draft.template.clauses]]
 
 
+def weighted(weights: dict, uniform: float):
+    """One of the keys, in proportion to its weight, by a number in [0, 1)."""
+    point, bounds = uniform * sum(weights.values()), accumulate(weights.values())
+    return next((key for key, bound in zip(weights, bounds, strict=True) if point < bound), [*weights][-1])
+
+
 class Draft:
     """The beginning of a poem in one template.
 
     at: the number of slots filled; groups: the classes of its rhymes so far, by letter; rhymed: the rhyme characters;
     same_marks: whether all its marks are those of the template, not 。 for ， or the other way round.
+    given: {slot: what has to stand there}; pauses: the slots before which 、 has to; laid: the number of slots of a text
+    with blanks that is given, in which there is no other 、.
     """
 
     def __init__(self, rules: FormRules, template: Template):
@@ -130,19 +166,38 @@ class Draft:
         self.at, self.groups, self.rhymed = 0, {}, ""
         self.paused = False
         self.same_marks = True
+        self.given: dict[int, str] = {}
+        self.pauses, self.laid = set(), 0
 
     def copy(self) -> "Draft":
         other = copy.copy(self)
         other.groups = {**self.groups}
-        return other
+        return other  # what is given stays as it is
 
     def begins(self) -> list[int]:
-        """The slots to come that begin sentences."""
-        return [i for i, slot in enumerate(self.template.slots) if slot.begins and i >= self.at]
+        """The slots to come that begin sentences and are not given."""
+        return [i for i, slot in enumerate(self.template.slots) if slot.begins and i >= self.at and i not in self.given]
 
     @property
     def done(self) -> bool:
         return self.at == len(self.template.slots)
+
+    def lay(self, text: str) -> bool:
+        """Takes a text that is given, up to its first blank, and notes what stands after that; returns whether it fits."""
+        blank = None  # the first: its slot, and whether 、 stands before it
+        for char in text:
+            before, paused = self.at, self.paused
+            if not self.take(char):
+                return False
+            if char == BLANK:
+                blank = blank or (self.at - 1, paused)
+            elif blank and self.at > before:
+                self.given[self.at - 1] = char
+            elif blank and MARKS.get(char) == "、":
+                self.pauses.add(self.at)
+        if blank:
+            self.laid, (self.at, self.paused) = self.at, blank
+        return True
 
     def take(self, char: str) -> bool:
         """Goes on with a character, if it fits; returns whether it does."""
@@ -161,7 +216,7 @@ class Draft:
             return False
         if mark is not None:
             self.same_marks &= mark == due.mark
-        elif due.rhyme:
+        elif due.rhyme and char != BLANK:
             own = self.rules.forms.classes.get(char)
             if own is None or self.groups.setdefault(due.rhyme, own) != own:
                 return False
@@ -180,6 +235,7 @@ class FormWriter:
         """
         self.rules, self.uniform, self.draft = rules, uniform, None
         self.prefix = ""  # of the title line, while that is being written
+        self.outline = ""  # what has been written, with blanks for the characters that were not given
         before, mark, line = start.rpartition("+++")
         if not mark or (before and not before.endswith("\n")):
             self.prefix = start.strip("\n")
@@ -192,6 +248,8 @@ class FormWriter:
         if not newline and title not in rules.forms.tunes and any(t.startswith(mark + title) for t in rules.titles):
             self.prefix = mark + title  # the beginning of a name
             return
+        if BLANK in title:
+            raise UserError(f"--start: the title +++{title} has a blank, which only the poem can have")
         self._begin(split_title(title)[0], body)
         if not newline:  # the model has only to end the line
             if max(map(title.rfind, "（(")) > max(map(title.rfind, "）)")):
@@ -212,13 +270,9 @@ class FormWriter:
         drafts = self.rules.drafts(tune, body)
         if not drafts:
             raise UserError(self._misfit(tune, body))
-        point = self.uniform() * sum(draft.template.support for draft in drafts)
-        for draft in drafts:
-            point -= draft.template.support
-            if point < 0:
-                break
-        self.draft = draft
-        self.acrostic = dict(zip(draft.begins(), self.rules.acrostic, strict=False))  # {slot: character}
+        self.draft = weighted({draft: draft.template.support for draft in drafts}, self.uniform())
+        self.rules.draw_rhymes(self.draft, self.uniform)
+        self.begun = self.draft.copy()
 
     def _misfit(self, tune: str, body: str) -> str:
         """The error if no template fits the text that is given, or what is asked for."""
@@ -261,6 +315,13 @@ class FormWriter:
         other.uniform, other.draft = uniform, self.draft and self.draft.copy()
         return other
 
+    def again(self) -> "FormWriter":
+        """The same poem before anything of it was written, but for the rhymes: none of them is to be repeated."""
+        other = self.copy(self.uniform)
+        other.draft = self.begun.copy()
+        other.draft.rhymed = self.draft.rhymed
+        return other
+
     @property
     def titled(self) -> bool:
         """Whether the title line is complete, and with it the form is known."""
@@ -289,8 +350,10 @@ class FormWriter:
         if self.prefix:
             return rules.mask("\n")
         slot = draft.template.slots[draft.at]
-        if draft.at in self.acrostic:
-            return rules.exactly(self.acrostic[draft.at])
+        if draft.at in draft.pauses and not draft.paused:
+            return rules.mask("、")
+        if draft.at in draft.given:
+            return rules.exactly(draft.given[draft.at])
         if slot.rhyme:
             tone = draft.template.rhyme_tone(slot.rhyme)
             allowed = rules.rhyming(draft.groups.get(slot.rhyme), tone, slot.tone)
@@ -299,12 +362,15 @@ class FormWriter:
                 allowed = fresh if fresh.any() else allowed
         else:
             allowed = rules.mask(slot.mark, slot.tone)
-        return allowed | rules.mask("、") if slot.pause and not draft.paused else allowed
+        may_pause = slot.pause and not draft.paused and draft.at >= draft.laid
+        return allowed | rules.mask("、") if may_pause else allowed
 
     def append(self, token: int) -> None:
         """Goes on with a token that is allowed."""
         char = self.rules.vocabulary.chars[token]
-        if self.draft is not None and not self.prefix:
+        blank = self.titled and is_character(char) and self.draft.at not in self.draft.given
+        self.outline += BLANK if blank else char
+        if self.titled:
             self.draft.take(char)
         elif self.draft is not None:
             self.prefix = ""  # the line end
