@@ -61,7 +61,9 @@ def test_stdout_has_the_samples_and_lines_of_dashes_and_nothing_else(call, tuned
         assert text.startswith("+++清平乐") and len(text) == len("+++清平乐") + 40
 
 
-@pytest.mark.parametrize("more", [["--max_new_tokens", 30], ["--form"]], ids=str)
+@pytest.mark.parametrize(  # the rhyme given, for it is drawn by the seed
+    "more", [["--max_new_tokens", 30], ["--start", "+++清平乐", "--rhyme", "东", "--particles", 2]], ids=str
+)
 def test_the_same_seed_gives_the_same_samples_whatever_the_batch(sampled, more):
     whole, *batches, other = (sampled(*more, *way) for way in ([], ["--batch", 1], ["--batch", 3], ["--seed", 2]))
     assert batches == [whole, whole] and other != whole
@@ -71,7 +73,7 @@ def test_the_same_seed_gives_the_same_samples_whatever_the_batch(sampled, more):
 @pytest.mark.parametrize("more", [[], ["--stop_at_poem_end"], ["--form", "--start", "+++如梦令"]], ids=str)
 def test_streaming_prints_the_same_samples(sampled, more):
     more = [*more, "--max_new_tokens", 60]
-    assert stripped(sampled(*more, "--stream")) == stripped(sampled(*more))
+    assert stripped(sampled(*more, "--stream")) == stripped(sampled(*more, *["--particles", 1] * ("--form" in more)))
 
 
 def test_jsonl_has_a_line_for_each_sample(sampled, poems):
@@ -140,7 +142,8 @@ def test_an_alias_works_on_the_command_line(sampled, tuned_root, tmp_path):
 
 
 BOUNDS = (
-    "temperature -1, top_k 0, top_p 1.5, repetition_penalty 0.5, batch 0, num_samples 0, max_new_tokens -1, best_of 0"
+    "temperature -1, top_k 0, top_p 1.5, repetition_penalty 0.5, batch 0, num_samples 0, max_new_tokens -1, best_of 0, "
+    "particles 0, alternatives -1"
 )
 
 
@@ -159,6 +162,11 @@ BOUNDS = (
         (["--rhyme", "。"], "--rhyme '。'"),
         (["--form", "--start", "+++清平乐\\n东。"], "fits no template of 清平乐"),
         (["--stream", "--best_of", 2], "--stream and --best_of"),
+        (["--stream", "--particles", 2], "--stream and --particles"),
+        (["--alternatives", 2], "--format jsonl"),
+        (["--start", "+++清平□\\n"], "has a blank"),
+        (["--start", "+++清平乐\\n□□。"], "fits no template of 清平乐: clause 1 may be 4。"),
+        (["--start", "+++清平乐\\n□□□□。□x"], "not in the vocabulary: 'x'"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(assert_user_error, tuned_root, tuned_ckpt, more, words):
@@ -171,6 +179,24 @@ def test_with_form_each_sample_is_a_whole_poem_in_form_and_rhyme(poems):
     assert {poem["tune"] for poem in written} == {"清平乐", "如梦令", "浣溪沙"}
     short = poems("--form", "--start", "+++如梦令", "--max_new_tokens", 3)  # whole all the same
     assert all(poem["tune"] == "如梦令" and poem["form"] for poem in short)
+
+
+def test_a_draft_is_completed_and_its_line_tells_what_was_written_and_what_else_could_stand(poems):
+    for poem in poems("--start", "+++清平乐\\n□一□□。□□□□□。□东", "--alternatives", 2):
+        title, body = poem["text"].rstrip().split("\n")
+        assert (body[1], body[12]) == ("一", "东") and poem["form"] and poem["rhyme"]
+        assert poem["draft"].startswith("+++清平乐\n□一□□。□□□□□。□东")
+        blanks = [i for i, char in enumerate(poem["draft"]) if char == "□"]
+        assert [place["at"] for place in poem["alternatives"]] == blanks
+        for place in poem["alternatives"]:
+            assert place["char"] == poem["text"][place["at"]] and 0 < place["probability"] <= 1
+            assert len(place["others"]) == 2 and place["char"] not in dict(place["others"])
+    assert all(poem["draft"] is None for poem in poems("--start", "+++清平乐", "--max_new_tokens", 3))
+
+
+def test_look_ahead_is_the_way_of_forms_unless_it_is_said(sampled):
+    usual = sampled("--form")
+    assert usual == sampled("--form", "--particles", 16) != sampled("--form", "--particles", 1)
 
 
 def test_held_to_a_form_repetition_is_penalised_unless_it_is_said(sampled):
