@@ -28,8 +28,8 @@ def alternatives(trained: Trained, text: Text, count: int) -> list[Place]:
     """For each character that was written of a finished poem in form, the `count` likeliest others.
 
     Probabilities are given all that stands before and the rest of the sentence: by Bayes' rule in proportion to
-    p(character and the rest | before), among the candidates, which are the likeliest by what stands before of those that
-    the form allows, and what stands there.
+    p(character and the rest | before), among the candidates: of what the form allows, the likeliest by what stands
+    before; and what stands there.
     """
     chars, form = trained.vocabulary.chars, text.form.again()
     whole = str(text)

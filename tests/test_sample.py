@@ -183,7 +183,7 @@ def test_with_form_each_sample_is_a_whole_poem_in_form_and_rhyme(poems):
 
 def test_a_draft_is_completed_and_its_line_tells_what_was_written_and_what_else_could_stand(poems):
     for poem in poems("--start", "+++清平乐\\n□一□□。□□□□□。□东", "--alternatives", 2):
-        title, body = poem["text"].rstrip().split("\n")
+        _, body = poem["text"].rstrip().split("\n")
         assert (body[1], body[12]) == ("一", "东") and poem["form"] and poem["rhyme"]
         assert poem["draft"].startswith("+++清平乐\n□一□□。□□□□□。□东")
         blanks = [i for i, char in enumerate(poem["draft"]) if char == "□"]

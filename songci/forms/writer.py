@@ -157,8 +157,8 @@ class Draft:
 
     at: the number of slots filled; groups: the classes of its rhymes so far, by letter; rhymed: the rhyme characters;
     same_marks: whether all its marks are those of the template, not 。 for ， or the other way round.
-    given: {slot: what has to stand there}; pauses: the slots before which 、 has to; laid: the number of slots of a text
-    with blanks that is given, in which there is no other 、.
+    given: {slot: what has to stand there}; pauses: the slots before which 、 has to; laid: the number of slots of a
+    text with blanks that is given, in which there is no other 、.
     """
 
     def __init__(self, rules: FormRules, template: Template):
@@ -183,7 +183,7 @@ class Draft:
         return self.at == len(self.template.slots)
 
     def lay(self, text: str) -> bool:
-        """Takes a text that is given, up to its first blank, and notes what stands after that; returns whether it fits."""
+        """Takes a text that is given, up to its first blank, and notes what follows; returns whether all of it fits."""
         blank = None  # the first: its slot, and whether 、 stands before it
         for char in text:
             before, paused = self.at, self.paused
