@@ -120,8 +120,8 @@ def parse_args(args=None):
 
 
 START_HELP = (
-    "the text to continue, or FILE:path to read it from a file; □ in a poem is a character to be written, and the others "
-    "stay as they are (implies --form)"
+    "the text to continue, or FILE:path to read it from a file; □ in a poem is a character to be written, and all else "
+    "stays as it is (implies --form)"
 )
 FORM_HELP = (
     "each sample is one whole poem, of any length, in a form of its tune, as often in each as poets chose it, with its "
