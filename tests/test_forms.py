@@ -586,6 +586,15 @@ def test_characters_have_the_tone_of_their_place_unless_they_are_given_or_none_i
     assert allowed_chars(begun(rules, f"一二一，一{first[0]}。二")) == set(first[1:])
 
 
+def test_a_given_beginning_is_gone_on_from_in_the_tones_that_it_keeps_and_tones_that_most_keep_are_written():
+    tones = [("平平仄仄", 9), ("仄仄平平", 6), ("中中中中", 3)]
+    forms = Forms({"小令": [form("2，2。", "-", n, tones=own) for own, n in tones]}, CLASSES, LEVELS)
+    rules = FormRules(forms, VOCABULARY)
+    for body, supports in (("", {9, 6}), ("一三", {9}), ("二四，", {6}), ("八八", {9, 6})):
+        assert {draft.template.support for draft in rules.drafts("小令", body)} == supports
+    assert begun(FormRules(forms, VOCABULARY, template=3)).draft.template.support == 3
+
+
 def test_all_templates_and_only_they_are_reached():
     forms = forms_of(form("1。2。", "aa"), form("1。2。1，1。", "aa-"), form("1，2。", "-"))
     rules, rng = FormRules(forms, VOCABULARY), random.Random(0)
