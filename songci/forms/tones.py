@@ -11,6 +11,7 @@ clearer: tones and variants are found in turn.
 """
 
 import math
+import random
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -28,7 +29,8 @@ MIN_POEMS = 10  # of a form or a variant, for the tones of its places to be told
 MIN_PART = 0.02  # of a form's poems, for a variant
 WORTH = 1.8  # bits that two variants must save for each that tells which of them a poem has
 MIN_CLEAR, MIN_AGREEMENT = 8, 0.9  # clear characters in a place, and the share of one tone that makes it fixed
-MIN_CHECKED, MIN_KEPT = 100, 0.9  # fixed places in held-out poems, and the share that must be kept; chance keeps half
+MIN_CHECKED = 100  # fixed places in held-out poems
+MAX_WRONG = 0.2  # the share of them that is wrong, against that with the characters of each poem in random order
 
 Poem = tuple[str, str]  # tune, characters without marks
 Form = tuple[str, int]  # tune, number of characters
@@ -38,14 +40,17 @@ def learn_tones(poems: list[Poem]) -> tuple[dict[str, float], dict[Form, list[st
     """P(level | char) of each character, and of each variant of each form 平, 仄 or 中 for each place.
 
     Both are empty where the poems are too few or too irregular to tell. EM finds two classes in anything; so what it
-    finds in nine tenths of the poems must be kept by the last tenth.
+    finds in nine tenths of the poems must be kept by the last tenth, and not by the same characters in another order.
     """
     level, variants = explain(by_form(poem for i, poem in enumerate(poems) if i % 10))
     tones = fixed(variants, level)
-    held_out = []
+    rng, held_out, by_chance = random.Random(1), [], []
     for tune, text in poems[::10]:
-        held_out += kept(text, nearest(text, tones.get((tune, len(text)), [""]), level), level)
-    if sum(held_out) < MIN_KEPT * max(len(held_out), MIN_CHECKED):
+        known = tones.get((tune, len(text)), [""])
+        for chars, same in ((text, held_out), ("".join(rng.sample(text, len(text))), by_chance)):
+            same += kept(chars, nearest(chars, known, level), level)
+    wrong, chance = (1 - sum(same) / max(1, len(same)) for same in (held_out, by_chance))
+    if len(held_out) < MIN_CHECKED or wrong > MAX_WRONG * chance:
         return {}, {}
     level, variants = explain(by_form(poems), level)
     return level, fixed(variants, level)
