@@ -363,7 +363,11 @@ def test_few_poems_prove_little_for_a_scheme():
 
 @pytest.mark.parametrize(
     ("others", "parts"),
-    [("月" * 12, {20: "aa-a", 12: "-a-a"}), ("月" * 12 + "花花", {22: "aa-a", 12: "-a-a"}), ("花" * 12, {32: "-a-a"})],
+    [
+        ("月" * 12, {20: "aa-a", 12: "-a-a"}),
+        ("月" * 12 + "花花", {22: "aa-a", 12: "-a-a"}),
+        ("花" * 12 + "月" * 12, {44: "-a-a"}),
+    ],
 )
 def test_poems_are_divided_by_whether_a_first_clause_rhymes_if_it_does_where_its_tone_allows(others, parts):
     """花 is in tone, but of no class that rhymes: a few are bad rhymes; many, and that others rhyme is chance."""
@@ -446,6 +450,13 @@ def test_the_class_of_the_flowers_is_called_level():
 def test_no_tones_are_told_of_few_poems_or_of_characters_that_stand_anywhere(count):
     rng = random.Random(1)
     poems = [(tune, "".join(rng.sample(text, len(text)))) for tune, text in tonal_poems(count)[0]]
+    assert learn_tones(poems) == ({}, {})
+
+
+def test_classes_that_any_order_of_the_characters_keeps_are_no_tones():
+    """Such as those of two subjects, each with tunes of its own."""
+    rng = random.Random(1)
+    poems = [(tune, "".join(rng.choices(TONAL[tune], k=20))) for tune in "平仄" * 200]
     assert learn_tones(poems) == ({}, {})
 
 

@@ -147,7 +147,9 @@ def estimate(groups: Iterable[list[str]], start: dict[str, float] | None = None)
         yes = level_there[place] * level[char] / mean
         no = (1 - level_there[place]) * (1 - level[char]) / (1 - mean)
         g = n * yes / (yes + no)  # E-step: how many of each pair are level
-        mean = g.sum() / n.sum()  # M-step, as if each character and each place had been seen once more
+        mean = np.clip(
+            g.sum() / n.sum(), 1e-9, 1 - 1e-9
+        )  # M-step, as if each character and each place had been seen once more
         level = (np.bincount(char, g) + mean) / (np.bincount(char, n) + 1)
         level_there = (np.bincount(place, g) + mean) / (np.bincount(place, n) + 1)
     found = dict(zip(map(chr, chars), level.tolist(), strict=True))
