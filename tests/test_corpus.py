@@ -18,7 +18,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from songci.cli import UserError
 from songci.corpus import chinese_poetry, quansongci, shi
 from songci.corpus.vocabulary import Vocabulary, load_dataset, load_vocabulary
 from songci.corpus.windows import Batches, ScoredWindows, Windows, poem_starts, title_ids, use_poem_windows
+from songci.forms.learn import learn
 from songci.forms.templates import Forms
 
 
@@ -388,6 +389,35 @@ def test_the_tones_of_the_real_corpus_are_those_of_two_dictionaries(real_root, c
             right += times * ((level[char] > 0.5) == (guangyun == {"ping"}))
     print(f"{right / tokens:.2%} of {tokens:,} characters have the tone of the dictionaries")
     assert tokens > 600_000 and right / tokens >= 0.997
+
+
+def test_the_tones_of_shi_are_those_that_the_package_gives_each_character(real_root):
+    """Its `strains`, in the same order of poems: of the characters to which they always give one tone."""
+    import opencc
+
+    names = shi.SOURCE.files[:30]  # 29,000 poems of the Tang
+    with tarfile.open(real_root / "kept.tgz") as files:
+
+        def read(folder):
+            return [item for name in names for item in json.load(files.extractfile(f"package/dist/{folder}/{name}"))]
+
+        items, strains = read("quantangshi"), {item["id"]: "".join(item["strains"]) for item in read("strains/json")}
+    poems, _, _ = shi.clean(items)
+    level = learn(poems).level
+    texts = opencc.OpenCC("t2s").convert("\n".join("".join(item["paragraphs"]).replace("\n", "") for item in items))
+    told = defaultdict(Counter)
+    for item, text in zip(items, texts.split("\n"), strict=True):
+        tones = strains.get(item["id"], "")
+        for char, tone in zip(text, tones, strict=True) if len(tones) == len(text) else ():
+            told[char][tone] += 1
+    right = tokens = 0
+    for char, times in Counter("".join(text for _, text in poems)).items():
+        tone, most = max(told[char].items(), key=lambda item: item[1], default=("", 0))
+        if char in level and tone in ("平", "仄") and most >= 0.98 * told[char].total():
+            tokens += times
+            right += times * ((level[char] > 0.5) == (tone == "平"))
+    print(f"{right / tokens:.2%} of {tokens:,} characters have the tone of strains")
+    assert tokens > 1_000_000 and right / tokens >= 0.99
 
 
 def test_no_network_or_another_sha256_is_told_with_the_ways_out(tmp_path, no_npm, assert_user_error):

@@ -22,7 +22,7 @@ MUST_RHYME = 0.8  # share of the rhymes among the characters of their tone at th
 Clauses = tuple[tuple[int, str], ...]  # (number of characters, mark) of each
 
 
-class _Poem(NamedTuple):
+class Poem(NamedTuple):
     """text: its characters, without marks; ends: the last of each clause; pauses, breaks: as in a Template."""
 
     text: str
@@ -33,7 +33,7 @@ class _Poem(NamedTuple):
 
 def learn(poems: Iterable[tuple[str, str]]) -> Forms:
     """The forms of a corpus, from its (tune, text) pairs; no forms if it has none."""
-    seen: dict[tuple[str, Clauses], list[_Poem]] = defaultdict(list)
+    seen: dict[tuple[str, Clauses], list[Poem]] = defaultdict(list)
     neighbours: Counter = Counter()
     plain = []
     for tune, body in poems:
@@ -45,7 +45,7 @@ def learn(poems: Iterable[tuple[str, str]]) -> Forms:
             (i, n) for i, clause in enumerate(clauses) for n in clause.pauses if 0 < n < len(clause.text)
         )
         breaks = frozenset(i for i, clause in enumerate(clauses[:-1]) if clause.line_break)
-        seen[tune, pattern(clauses)].append(_Poem(text, ends, pauses, breaks))
+        seen[tune, pattern(clauses)].append(Poem(text, ends, pauses, breaks))
         neighbours.update(pairwise(clause.text[-1] for clause in clauses if clause.mark == "。"))
         plain.append((tune, text))
     level, tones = learn_tones(plain)
@@ -62,7 +62,7 @@ def learn(poems: Iterable[tuple[str, str]]) -> Forms:
 
 
 def _templates(
-    clauses: Clauses, poems: list[_Poem], variants: list[str], classes: dict[str, int], level: dict[str, float]
+    clauses: Clauses, poems: list[Poem], variants: list[str], classes: dict[str, int], level: dict[str, float]
 ) -> Iterator[Template]:
     """A template for the poems of one pattern in each of the variants of tones, and of rhymes."""
     by_tones = defaultdict(list)
@@ -85,9 +85,7 @@ def _templates(
             yield Template(clauses, len(part), scheme, pauses, breaks, repeats, known, rhymes)
 
 
-def by_rhyme(
-    clauses: Clauses, poems: list[_Poem], classes: dict[str, int], level: dict[str, float]
-) -> list[list[_Poem]]:
+def by_rhyme(clauses: Clauses, poems: list[Poem], classes: dict[str, int], level: dict[str, float]) -> list[list[Poem]]:
     """The poems of a template, those apart whose ， clause rhymes where that of others does not (首句入韵).
 
     It is no chance if those rhyme whose last character has the tone of the rhymes.

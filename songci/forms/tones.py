@@ -11,6 +11,7 @@ clearer: tones and variants are found in turn.
 """
 
 import math
+import random
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -18,15 +19,18 @@ from collections.abc import Iterable
 import numpy as np
 
 LEVEL, OBLIQUE, EITHER = "平仄中"
-STARTS, ITERATIONS = 6, 30  # of EM, of which some may end in classes that are no tones, and less likely
+ITERATIONS = 30
 ROUNDS, MORE = 3, 10  # of variants and tones in turn, and the iterations of EM in each
-LEVEL_CHARACTERS = "人风花天春山云年时香"  # all that is told: which of the two classes is to be called level
+# All that is told: which of the two classes is to be called level. EM starts from these, too, for from elsewhere it may
+# find other classes in verse of many variants, such as the characters that begin words and those that end them
+LEVEL_CHARACTERS = "人风花天春山云年时香"
 CLEAR = 0.1  # P(level) within this of 0 or 1: a character of one tone
 MIN_POEMS = 10  # of a form or a variant, for the tones of its places to be told
 MIN_PART = 0.02  # of a form's poems, for a variant
 WORTH = 1.8  # bits that two variants must save for each that tells which of them a poem has
 MIN_CLEAR, MIN_AGREEMENT = 8, 0.9  # clear characters in a place, and the share of one tone that makes it fixed
-MIN_CHECKED, MIN_KEPT = 100, 0.9  # fixed places in held-out poems, and the share that must be kept; chance keeps half
+MIN_CHECKED = 100  # fixed places in held-out poems
+MAX_WRONG = 0.2  # the share of them that is wrong, against that with the characters of each poem in random order
 
 Poem = tuple[str, str]  # tune, characters without marks
 Form = tuple[str, int]  # tune, number of characters
@@ -36,14 +40,17 @@ def learn_tones(poems: list[Poem]) -> tuple[dict[str, float], dict[Form, list[st
     """P(level | char) of each character, and of each variant of each form 平, 仄 or 中 for each place.
 
     Both are empty where the poems are too few or too irregular to tell. EM finds two classes in anything; so what it
-    finds in nine tenths of the poems must be kept by the last tenth.
+    finds in nine tenths of the poems must be kept by the last tenth, and not by the same characters in another order.
     """
     level, variants = explain(by_form(poem for i, poem in enumerate(poems) if i % 10))
     tones = fixed(variants, level)
-    held_out = []
+    rng, held_out, by_chance = random.Random(1), [], []
     for tune, text in poems[::10]:
-        held_out += kept(text, nearest(text, tones.get((tune, len(text)), [""]), level), level)
-    if sum(held_out) < MIN_KEPT * max(len(held_out), MIN_CHECKED):
+        known = tones.get((tune, len(text)), [""])
+        for chars, same in ((text, held_out), ("".join(rng.sample(text, len(text))), by_chance)):
+            same += kept(chars, nearest(chars, known, level), level)
+    wrong, chance = (1 - sum(same) / max(1, len(same)) for same in (held_out, by_chance))
+    if len(held_out) < MIN_CHECKED or wrong > MAX_WRONG * chance:
         return {}, {}
     level, variants = explain(by_form(poems), level)
     return level, fixed(variants, level)
@@ -77,8 +84,8 @@ def explain(
 def divide(texts: list[str], values: np.ndarray, least: float) -> list[list[str]]:
     """The poems of a form by variant, of `least` poems or more: halved as long as that makes for a shorter description.
 
-    values: P(level) by code point. Two halves save bits if their tones are less uncertain, place by place, than those of
-    all poems together. They cost bits too, to say which of them a poem has and how their places are.
+    values: P(level) by code point. Two halves save bits if their tones are less uncertain, place by place, than those
+    of all poems together. They cost bits too, to say which of them a poem has and how their places are.
     """
     if len(texts) < 2 * least:
         return [texts]
@@ -120,7 +127,7 @@ def codes(texts: Iterable[str]) -> np.ndarray:
 def estimate(groups: Iterable[list[str]], start: dict[str, float] | None = None) -> dict[str, float]:
     """P(level | char) of each character, by EM on how often it stands in each place of groups of like poems.
 
-    start: where EM starts; if left out, at random, several times, of which the likeliest is taken.
+    start: what EM starts from, if something is known.
     """
     places, texts, first = [np.zeros(0, np.int64)], [], 0  # of each character
     for group in groups:
@@ -132,29 +139,22 @@ def estimate(groups: Iterable[list[str]], start: dict[str, float] | None = None)
         return {}
     pairs, n = np.unique(np.concatenate(places) << 21 | codes(texts), return_counts=True)  # how often each in each
     place, (chars, char) = pairs >> 21, np.unique(pairs & (1 << 21) - 1, return_inverse=True)
-    if start:
-        _, level = em(place, char, n, np.array([start.get(chr(c), 0.5) for c in chars]), MORE)
-    else:
-        starts = np.random.default_rng(1).uniform(0.4, 0.6, (STARTS, len(chars)))
-        _, level = max((em(place, char, n, level, ITERATIONS) for level in starts), key=lambda found: found[0])
-    found = dict(zip(map(chr, chars), level.tolist(), strict=True))
-    named = [found[c] > 0.5 for c in LEVEL_CHARACTERS if c in found]
-    return found if 2 * sum(named) >= len(named) else {c: 1 - p for c, p in found.items()}
-
-
-def em(
-    place: np.ndarray, char: np.ndarray, n: np.ndarray, level: np.ndarray, iterations: int
-) -> tuple[float, np.ndarray]:
-    """The log-likelihood and P(level | char) after EM from `level`: n[i] times char[i] stands in place[i]."""
+    level = np.random.default_rng(1).uniform(0.45, 0.55, len(chars))  # P(level | char)
+    told = start or dict.fromkeys(LEVEL_CHARACTERS, 1 - CLEAR / 2)
+    level = np.array([told.get(chr(c), p) for c, p in zip(chars, level, strict=True)])
     level_there, mean = np.bincount(place, n * level[char]) / np.bincount(place, n), 0.5  # P(level | place), P(level)
-    for _ in range(iterations):
+    for _ in range(MORE if start else ITERATIONS):
         yes = level_there[place] * level[char] / mean
         no = (1 - level_there[place]) * (1 - level[char]) / (1 - mean)
         g = n * yes / (yes + no)  # E-step: how many of each pair are level
-        mean = g.sum() / n.sum()  # M-step, as if each character and each place had been seen once more
+        mean = np.clip(
+            g.sum() / n.sum(), 1e-9, 1 - 1e-9
+        )  # M-step, as if each character and each place had been seen once more
         level = (np.bincount(char, g) + mean) / (np.bincount(char, n) + 1)
         level_there = (np.bincount(place, g) + mean) / (np.bincount(place, n) + 1)
-    return float(n @ np.log(yes + no)), level
+    found = dict(zip(map(chr, chars), level.tolist(), strict=True))
+    named = [found[c] > 0.5 for c in LEVEL_CHARACTERS if c in found]
+    return found if 2 * sum(named) >= len(named) else {c: 1 - p for c, p in found.items()}
 
 
 def tone_of(char: str, level: dict[str, float]) -> str:
