@@ -103,7 +103,7 @@ def by_rhyme(clauses: Clauses, poems: list[Poem], classes: dict[str, int], level
         in_tone = [fits for fits, (own, due) in zip(rhymes, tones, strict=True) if own == due != EITHER]
         # Those out of class but in tone are meant to rhyme: poets were free to take a neighbouring class there
         sides = [fits or own == due != EITHER for fits, (own, due) in zip(rhymes, tones, strict=True)]
-        if min(sides.count(True), sides.count(False)) >= MIN_POEMS and sum(in_tone) > MUST_RHYME * len(in_tone):
+        if min(sum(in_tone), sides.count(False)) >= MIN_POEMS and sum(in_tone) > MUST_RHYME * len(in_tone):
             return [[poem for poem, own in zip(poems, sides, strict=True) if own == which] for which in (True, False)]
     return [poems]
 

@@ -50,7 +50,7 @@ def learn_tones(poems: list[Poem]) -> tuple[dict[str, float], dict[Form, list[st
         for chars, same in ((text, held_out), ("".join(rng.sample(text, len(text))), by_chance)):
             same += kept(chars, nearest(chars, known, level), level)
     wrong, chance = (1 - sum(same) / max(1, len(same)) for same in (held_out, by_chance))
-    if len(held_out) < MIN_CHECKED or wrong > MAX_WRONG * chance:
+    if len(held_out) < MIN_CHECKED or wrong >= MAX_WRONG * chance:
         return {}, {}
     level, variants = explain(by_form(poems), level)
     return level, fixed(variants, level)
@@ -147,9 +147,8 @@ def estimate(groups: Iterable[list[str]], start: dict[str, float] | None = None)
         yes = level_there[place] * level[char] / mean
         no = (1 - level_there[place]) * (1 - level[char]) / (1 - mean)
         g = n * yes / (yes + no)  # E-step: how many of each pair are level
-        mean = np.clip(
-            g.sum() / n.sum(), 1e-9, 1 - 1e-9
-        )  # M-step, as if each character and each place had been seen once more
+        # M-step, as if each character and each place had been seen once more
+        mean = np.clip(g.sum() / n.sum(), 1e-9, 1 - 1e-9)
         level = (np.bincount(char, g) + mean) / (np.bincount(char, n) + 1)
         level_there = (np.bincount(place, g) + mean) / (np.bincount(place, n) + 1)
     found = dict(zip(map(chr, chars), level.tolist(), strict=True))
