@@ -101,6 +101,22 @@ def cells(name: str, out: Path) -> list[str]:
     return [*figures, *shares, f"{price:.3f}" if price else ""]
 
 
+def draw(rows: dict[str, tuple[str, float, float]], path: Path) -> None:
+    """{run: (size, minutes, perplexity)} as a curve a size; runs that began with shi are marked."""
+    from matplotlib.figure import Figure
+
+    axes = (figure := Figure(figsize=(7, 4.5), layout="constrained")).subplots()
+    for color, size in enumerate(dict.fromkeys(size for size, _, _ in rows.values())):
+        points = sorted((minutes, value) for of_size, minutes, value in rows.values() if of_size == size)
+        axes.plot(*zip(*points, strict=True), marker="o", color=f"C{color}", label=size)
+    for name, (_, minutes, value) in rows.items():
+        axes.annotate(" with shi" * bool(RUNS[name].begins), (minutes, value), fontsize=8)
+    axes.set(xscale="log", yscale="log", xlabel="minutes of training", ylabel="poem perplexity, held-out 全宋词")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("workdirs/poet-runs"), help="the folder of the runs' folders")

@@ -81,9 +81,10 @@ def test_every_python_command_of_readme_and_guide_runs(tmp_path):
     text = 2 * f"{poem}\n\n" + "+++清平乐\n春夏秋冬，东红红东。\n\n" * 3 + tuned_text(200)
     for folder in ("attnvis", "hmm"):
         shutil.copytree(ROOT / "data" / folder, tmp_path / "data" / folder)
-    for corpus in ("quansongci", "mine"):
+    for corpus in ("quansongci", "mine", "shi"):
+        own = text.replace("浣溪沙", "七言律诗") if corpus == "shi" else text + "+++七言律诗\n春。\n\n"
         (tmp_path / "data" / corpus).mkdir()
-        (tmp_path / "data" / corpus / "input.txt").write_text(text, encoding="utf-8")
+        (tmp_path / "data" / corpus / "input.txt").write_text(own, encoding="utf-8")
     ran = set()
     for line in dict.fromkeys(commands("README.md") + commands("docs/guide.md")):
         program, *arguments = shlex.split(line)
