@@ -396,7 +396,7 @@ def test_the_tones_of_shi_are_those_that_the_package_gives_each_character(real_r
     import opencc
 
     names = shi.SOURCE.files[:30]  # 29,000 poems of the Tang
-    with tarfile.open(real_root / "kept.tgz") as files:
+    with tarfile.open(real_root.parent / chinese_poetry.ARCHIVE) as files:
 
         def read(folder):
             return [item for name in names for item in json.load(files.extractfile(f"package/dist/{folder}/{name}"))]
