@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import songci  # noqa: F401  (before torch: it says how torch's threads wait)
 
 # isort: split
-from songci.cli import read_text
-from songci.corpus.vocabulary import DEFAULT_DATA_ROOT
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, read_splits
 from songci.forms import tones
 from songci.forms.check import Check, check
 from songci.forms.poems import pattern, read_clauses, read_poems
@@ -71,8 +70,7 @@ def main() -> None:
     for flag in ("--free", "--every", "--speed", "--control"):
         parser.add_argument(flag, action="store_true")
     args = parser.parse_args()
-    text = read_text(Path(args.data_root) / "input.txt")
-    poems = list(read_poems(text[: int(0.9 * len(text))].splitlines(keepends=True)))
+    poems = list(read_poems(read_splits(args.data_root)[0].splitlines(keepends=True)))
     if args.control:
         return control(poems)
     forms, trained = Forms.load(args.data_root), load_model(args.ckpt_path, choose_device("cpu"))

@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import songci  # noqa: F401  (before torch: it says how torch's threads wait)
 from songci.cache import KVCache
-from songci.corpus.vocabulary import DEFAULT_DATA_ROOT
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, read_splits
 from songci.evaluate import table
 from songci.forms.check import check
 from songci.forms.poems import read_clauses, read_poems
@@ -108,9 +108,7 @@ def main() -> None:
     forms, trained = Forms.load(args.data_root), load_model(args.ckpt_path, choose_device("cpu"))
     few_threads(trained.model)
     rules = FormRules(forms, trained.vocabulary)
-    corpus = (Path(args.data_root) / "input.txt").read_text(encoding="utf-8")
-    cut = int(0.9 * len(corpus))
-    training, held_out = (list(read_poems(part.splitlines(keepends=True))) for part in (corpus[:cut], corpus[cut:]))
+    training, held_out = (list(read_poems(part.splitlines(keepends=True))) for part in read_splits(args.data_root))
     ends = {end for _, body in training for end in line_ends(body)}
     tunes = [tune for tune, _ in Counter(tune for tune, _ in training).most_common(args.tunes)]
     of_tunes = [poem for tune in tunes for poem in [p for p in held_out if p[0] == tune][: args.num_samples]]

@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from songci.cli import ArgumentParser, UserError, atomic_write, check_writable, number, read_text, run
-from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, check_same_vocabulary, load_vocabulary
+from songci.cli import ArgumentParser, UserError, atomic_write, check_writable, number, run
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, check_same_vocabulary, load_vocabulary, read_splits
 from songci.forms.poems import read_poems
 from songci.forms.prompt import as_in_corpus
 from songci.forms.scores import Poem, diversity, form_scores, han, mean, novelty
@@ -86,19 +86,17 @@ def runs_table(runs: dict[str, Run]) -> str:
     return table("run", [key.replace("_", " ") for key in RESULT_COLUMNS], rows)
 
 
-def held_out_poems(text: str, forms: Forms, count: int, seed: int) -> tuple[list[Poem], list[Poem]]:
-    """`count` poems of the validation split, drawn at random from those with a known form, and the training poems.
+def draw_poems(val_text: str, forms: Forms, count: int, seed: int) -> list[Poem]:
+    """`count` poems of the validation split, drawn at random from those with a known form.
 
-    text: the whole corpus. Raises UserError if there is no such poem.
+    Raises UserError if there is no such poem.
     """
-    cut = int(len(text) * 0.9)
     shared = {tune for tune, templates in forms.tunes.items() if templates[0].support > 1}
-    held_out = [poem for poem in read_poems(text[cut:].splitlines(keepends=True)) if poem[0] in shared]
+    held_out = [poem for poem in read_poems(val_text.splitlines(keepends=True)) if poem[0] in shared]
     if not held_out:
         raise UserError("no poem of a known tune in the validation split: use --samples 0")
     random.Random(seed).shuffle(held_out)
-    chosen = (held_out * -(-count // len(held_out)))[:count]  # over again if there are too few
-    return chosen, list(read_poems(text[:cut].splitlines(keepends=True)))
+    return (held_out * -(-count // len(held_out)))[:count]  # over again if there are too few
 
 
 def write_poems(
@@ -122,12 +120,12 @@ def write_poems(
 
 
 def scoreboard(
-    runs: dict[str, Run], models: dict[str, Trained], text: str, forms: Forms, count: int, seed: int
+    runs: dict[str, Run], models: dict[str, Trained], splits: tuple[str, str], forms: Forms, count: int, seed: int
 ) -> dict[str, dict[str, float]]:
-    """{kind of poems: {score: value}}: human, and each run's free and form. text: the whole corpus."""
-    human, training = held_out_poems(text, forms, count, seed)
+    """{kind of poems: {score: value}}: human, and each run's free and form. splits: training and validation text."""
+    train_text, val_text = splits
+    human, training = draw_poems(val_text, forms, count, seed), list(read_poems(train_text.splitlines(keepends=True)))
     tunes = [tune for tune, _ in human]
-    val_text = text[int(len(text) * 0.9) :]
     share = len(han(val_text)) / len(val_text)
     sets, scores = {"human": human}, {"human": {}}
     for run_name, one in runs.items():
@@ -198,7 +196,7 @@ def main() -> None:
         vocabulary = load_vocabulary(args.data_root)
         for name, trained in models.items():
             check_same_vocabulary(trained.vocabulary, runs[name].folder, vocabulary, args.data_root)
-        forms, text = Forms.load(args.data_root), read_text(Path(args.data_root) / "input.txt")
+        forms, splits = Forms.load(args.data_root), read_splits(args.data_root)
     print(runs_table(runs))
     for name, trained in models.items():
         [poem] = samples(trained, as_in_corpus(start, trained.vocabulary), 1, args.max_new_tokens, seed=args.seed)
@@ -207,7 +205,7 @@ def main() -> None:
         if path.suffix in PICTURES:
             plot_curves({name: one.log for name, one in runs.items()}, path)
     if args.samples:
-        scores = scoreboard(runs, models, text, forms, args.samples, args.seed)
+        scores = scoreboard(runs, models, splits, forms, args.samples, args.seed)
         print(f"\n{args.samples} poems of each kind\n\n{scores_table(scores)}")
         for path in args.out:
             if path.suffix == ".json":

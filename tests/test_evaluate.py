@@ -11,7 +11,7 @@ from hostile import JSON, case, fuzz
 from hypothesis import example, given
 
 from songci import evaluate
-from songci.corpus.vocabulary import load_vocabulary
+from songci.corpus.vocabulary import load_vocabulary, read_splits
 from songci.forms.scores import diversity, form_scores, han, novelty
 from songci.forms.templates import Forms, Template
 from songci.forms.writer import FormRules
@@ -94,10 +94,10 @@ def test_the_price_of_a_form_is_the_probability_of_all_that_it_allows(tuned_root
 
 
 def test_the_poems_by_people_are_drawn_by_the_seed(tuned_root):
-    forms, text = Forms.load(tuned_root), (tuned_root / "input.txt").read_text(encoding="utf-8")
-    drawn = [evaluate.held_out_poems(text, forms, 5, seed)[0] for seed in (1, 1, 2)]
+    forms, (_, text) = Forms.load(tuned_root), read_splits(tuned_root)
+    drawn = [evaluate.draw_poems(text, forms, 5, seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
-    many, _ = evaluate.held_out_poems(text, forms, 100, 1)
+    many = evaluate.draw_poems(text, forms, 100, 1)
     assert len(many) == 100 and many[:5] == drawn[0]  # over again if there are too few
 
 

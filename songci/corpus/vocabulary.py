@@ -52,7 +52,7 @@ class Vocabulary:
 
     def decode(self, ids) -> str:
         """Token ids → text, the inverse of encode()."""
-        return "".join(self.chars[i] for i in ids)
+        return "".join(map(self.chars.__getitem__, ids))
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -135,6 +135,13 @@ def load_dataset(data_root: str | Path) -> tuple[Vocabulary, np.ndarray, np.ndar
             message = f"{path} has the id {largest}, outside the vocabulary of {len(vocabulary)} characters in meta.pkl"
             raise UserError(f"{message}: run prepare.py --data_root {data_root} again")
     return vocabulary, *splits
+
+
+def read_splits(data_root: str | Path) -> tuple[str, str]:
+    """The training and the validation text of a prepared folder. Raises UserError as load_dataset()."""
+    vocabulary, *splits = load_dataset(data_root)
+    train_text, val_text = (vocabulary.decode(split.tolist()) for split in splits)
+    return train_text, val_text
 
 
 def load_vocabulary(data_root: str | Path) -> Vocabulary:

@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from songci.cli import ArgumentParser, UserError, read_text, run
-from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary, load_vocabulary
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary, load_vocabulary, read_splits
 from songci.forms.check import Check, agreement, check
 from songci.forms.poems import Clause, read_clauses, read_poems, tune_of
 from songci.forms.prompt import as_in_corpus
@@ -156,13 +156,9 @@ def verdict(result: Check) -> str:
     return f"{', '.join(found)}; template {result.number} of {template.support} poems, {template.scheme}"
 
 
-def rhymes_report(forms: Forms, text: str) -> str:
-    """A table of the agreement on held-out poems, by tune, and the commonest rhyming characters of each class.
-
-    text: the whole corpus, the last tenth of which was held out.
-    """
-    cut = int(len(text) * 0.9)
-    poems = list(read_poems(text[cut:].splitlines(keepends=True)))
+def rhymes_report(forms: Forms, val_text: str) -> str:
+    """A table of the agreement on held-out poems, by tune, and the commonest rhyming characters of each class."""
+    poems = list(read_poems(val_text.splitlines(keepends=True)))
     counts = agreement(poems, forms)
     lines = ["| tune | pairs in one class | pairs | share |", "|---|---|---|---|"]
     agree, pairs = (sum(count[i] for count in counts.values()) for i in (0, 1))
@@ -202,17 +198,15 @@ def main() -> None:
     args = parse_args()
     forms = Forms.load(args.data_root)
     vocabulary = load_vocabulary(args.data_root)  # says if the text is another one now
-    text = Path(args.data_root) / "input.txt"
     if args.show is not None:
         tune = tune_of(as_in_corpus(f"+++{tune_of(args.show)}", vocabulary))
         if args.format == "json":
             print(as_json(forms.templates(tune)), end="")
             return
-        training = read_text(text) if text.is_file() else ""
-        training = training[: int(0.9 * len(training))]
+        training, _ = read_splits(args.data_root)
         print(show(tune, forms, list(read_poems(training.splitlines(keepends=True)))), end="")
     elif args.rhymes:
-        print(rhymes_report(forms, read_text(text)))
+        print(rhymes_report(forms, read_splits(args.data_root)[1]))
     else:
         content = as_in_corpus(read_text(Path(args.check)), vocabulary)
         poems = list(read_poems(content.splitlines(keepends=True)))
