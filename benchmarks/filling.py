@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import songci  # noqa: F401  (before torch: it says how torch's threads wait)
 from lookahead import as_if_written
+
+import songci  # noqa: F401  (before torch: it says how torch's threads wait)
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, read_splits
 from songci.evaluate import draw_poems, table
 from songci.forms.check import check

@@ -5,7 +5,7 @@ data/quansongci). A run that was stopped goes on where it was, and a finished on
 the table of what is there and draws it.
 
   python benchmarks/poet.py                       all of them (many hours)
-  python benchmarks/poet.py --only mini-2min      one, and those that it begins with
+  python benchmarks/poet.py --only 192-60min     one, and those that it begins with
   python benchmarks/poet.py --only                none: the table alone
   OMP_NUM_THREADS=1 python benchmarks/poet.py …   beside other work; then minutes are not comparable, tokens are
 """
@@ -37,11 +37,24 @@ class Run(NamedTuple):
         return "data/shi" not in self.flags
 
 
-MINI = "--n_embd 128 --max_seq_len 128 --batchsize 32"
-W192 = "--n_embd 192 --max_seq_len 128 --batchsize 32"
-W256 = "--n_embd 256 --max_seq_len 128 --batchsize 32"
-SHI = "--data_root data/shi --eval_interval 400"
-RUNS = {}
+WIDE = "--max_seq_len 128 --batchsize 32 --eval_interval 300"
+SHI = f"--data_root data/shi --dropout 0 {WIDE}"
+AFTER_SHI = "--lr 0.005 --muon_lr 0.004"
+RUNS = {  # by width, texts, and minutes of two cores or millions of tokens
+    "128-2min": Run(""),  # the default
+    "128-ci-12M": Run("--max_seq_len 128 --dropout 0.05 --iters 6000 --eval_interval 300"),
+    "256-ci-7M": Run(f"--n_embd 256 --dropout 0.1 --iters 1800 {WIDE}"),
+    "192-shi-6M": Run(f"--model poet --iters 1500 {SHI}"),
+    "192-20min": Run(f"--model poet --iters 1700 {AFTER_SHI}", "192-shi-6M"),  # make poet MINUTES=20
+    "192-shi-18M": Run(f"--model poet --iters 4500 {SHI}"),
+    "192-60min": Run(f"--model poet --iters 5100 {AFTER_SHI}", "192-shi-18M"),  # make poet
+    "192-shi-37M": Run(f"--model poet --iters 9000 {SHI}"),
+    "192-120min": Run(f"--model poet --iters 10200 {AFTER_SHI}", "192-shi-37M"),
+    "256-shi-18M": Run(f"--model poet --n_embd 256 --iters 4500 {SHI}"),
+    "256-90min": Run(f"--model poet --n_embd 256 --iters 5100 {AFTER_SHI}", "256-shi-18M"),
+    "128-shi-18M": Run(f"--model poet --n_embd 128 --iters 4500 {SHI}"),
+    "128-40min": Run(f"--model poet --n_embd 128 --iters 5100 {AFTER_SHI}", "128-shi-18M"),
+}
 
 
 def train(name: str, out: Path) -> None:
@@ -79,10 +92,17 @@ COLUMNS = {  # of the poems sampled freely
     "rhyming pairs": "rhyming pairs",
     "in form and rhyme": "in form and rhyme",
     "tones kept": "fixed tones kept",
-    "distinct-1": "distinct-1",
-    "novel 5-grams": "novel 5-grams",
-    "copied clauses": "a copied clause of 7 or more",
+    "distinct-1": "distinct-1 per poem",
+    "new 5-grams": "new 5-grams",
+    "copied clauses": "with a copied clause of 7 or more",
 }
+
+
+def point(name: str, out: Path) -> tuple[str, float, float]:
+    """A finished run's width, minutes and perplexity."""
+    results = [read_json(out / part / "result.json") for part in chain(name)]
+    minutes = sum(result["seconds"] for result in results) / 60
+    return name.partition("-")[0], minutes, perplexity(results[0]["poem_val_loss"])
 
 
 def cells(name: str, out: Path) -> list[str]:
@@ -90,14 +110,11 @@ def cells(name: str, out: Path) -> list[str]:
     results = [read_json(out / part / "result.json") for part in chain(name)]
     scores = read_json(out / name / "scores.json")
     free, form = (scores.get(f"{name}, {kind}", {}) for kind in ("free", "form"))
-    figures = [
-        f"{results[0]['parameters'] / 1e6:.2f}",
-        " + ".join(f"{result['tokens'] / 1e6:.1f}" for result in results[::-1]),
-        f"{sum(result['seconds'] for result in results) / 60:.0f}",
-        f"{perplexity(results[0]['poem_val_loss']):.1f}",
-    ]
+    _, minutes, value = point(name, out)
+    tokens = " + ".join(f"{result['tokens'] / 1e6:.1f}" for result in results[::-1])
     shares = [f"{free[key]:.1%}" if key in free else "" for key in COLUMNS.values()]
     price = form.get("price of the form, nats a token")
+    figures = [f"{results[0]['parameters'] / 1e6:.2f}", tokens, f"{minutes:.0f}", f"{value:.1f}"]
     return [*figures, *shares, f"{price:.3f}" if price else ""]
 
 
@@ -121,6 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("workdirs/poet-runs"), help="the folder of the runs' folders")
     parser.add_argument("--only", nargs="*", choices=RUNS, default=list(RUNS), metavar="RUN", help=", ".join(RUNS))
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw perplexity against minutes")
     parser.add_argument("--samples", type=int, default=1000, help="poems of each kind to score")
     args = parser.parse_args()
     for name in args.only:
@@ -130,6 +148,8 @@ def main() -> None:
     done = [name for name, run in RUNS.items() if run.ci and (args.out / name / "result.json").exists()]
     header = ["M parameters", "M tokens", "min", "poem perplexity", *COLUMNS, "price of the form"]
     print(table("run", header, {name: cells(name, args.out) for name in done}))
+    if args.picture:
+        draw({name: point(name, args.out) for name in done}, args.picture)
 
 
 if __name__ == "__main__":
