@@ -89,6 +89,7 @@ $(POET)/result.json: $(POET)_shi/result.json | $(DATA)/meta.pkl
 $(POET)/samples.txt: $(POET)/result.json
 	$(call step,Ten poems in form and ten free ones, \
 		$(PY) sample.py --data_root $(DATA) --ckpt_path $(POET) --start '+++清平乐\n' --form > $@ && \
+		echo "--------------- and free:" >> $@ && \
 		$(PY) sample.py --data_root $(DATA) --ckpt_path $(POET) --start '+++清平乐\n' --stop_at_poem_end >> $@)
 
 ablation: $(RUN)/result.json $(RUN)_no_pos/result.json $(RUN)_no_res/result.json

@@ -65,7 +65,13 @@ def as_if_written(trained: Trained, poems: list[tuple[str, str]], rules: FormRul
     for tune, body in poems:
         if (result := check(tune, body, rules.forms)).form:
             own = FormRules(rules.forms, rules.vocabulary, template=result.number)
-            texts.append(Text(trained, f"+++{tune}\n", 1, rules=own))
+            text = Text(trained, f"+++{tune}\n", 1, rules=own)
+            classes = {
+                letter: Counter(rules.forms.classes[char] for _, char, fits in group if fits)
+                for letter, group in result.rhymes.items()
+            }
+            text.form.draft.groups = {letter: of.most_common(1)[0][0] for letter, of in classes.items() if of}
+            texts.append(text)
             bodies.append(trained.vocabulary.encode(body.strip()).tolist())
     cache = KVCache(trained.model, len(texts))
     while rows := [i for i, text in enumerate(texts) if not text.done and len(text.new) < len(bodies[i])]:
@@ -118,8 +124,10 @@ def main() -> None:
     rows = {f"people, {len(read)} poems": row(people, read, rules, ends, float("nan"))}
     for particles in args.particles:
         poems, texts, start = {}, [], time.perf_counter()
-        for tune in tunes:
-            of_tune = [Text(trained, f"+++{tune}\n", seed_of(1, i, 0), rules=rules) for i in range(args.num_samples)]
+        for number, tune in enumerate(tunes):
+            of_tune = [
+                Text(trained, f"+++{tune}\n", seed_of(1, number, i), rules=rules) for i in range(args.num_samples)
+            ]
             for i in range(0, args.num_samples, max(1, 100 // particles)):
                 finished(trained, of_tune[i : i + max(1, 100 // particles)], FORM_CONTROLS, True, particles)
             poems[tune] = [str(text).partition("\n")[2] for text in of_tune]
