@@ -78,7 +78,9 @@ def test_the_theory_names_every_test_of_its_answers():
 def test_every_python_command_of_readme_and_guide_runs(tmp_path):
     # The forms that the commands ask for, the poem that they begin with, and all their characters
     poem = text_of("data/attnvis/rumengling.txt").strip()
-    text = 2 * f"{poem}\n\n" + "+++清平乐\n春夏秋冬，东红红东。\n\n" * 3 + tuned_text(200)
+    line = "红红红红红红"
+    draft = f"+++浣溪沙\n{line}春。{line}人。{line}人。\n{line}红，{line}人。{line}春。\n\n"
+    text = 2 * f"{poem}\n\n" + "+++清平乐\n春夏秋冬，东红红东。\n\n" * 3 + 3 * draft + tuned_text(200)
     for folder in ("attnvis", "hmm"):
         shutil.copytree(ROOT / "data" / folder, tmp_path / "data" / folder)
     for corpus in ("quansongci", "mine", "shi"):
