@@ -16,7 +16,7 @@ from songci.forms.check import check
 from songci.forms.poems import BLANK, is_character
 from songci.forms.templates import Forms, Template
 from songci.forms.writer import FormRules, FormWriter
-from songci.generation import Controls, Text, penalised
+from songci.generation import Context, Controls, Text, penalised
 from songci.samples import samples
 from songci.training.checkpoint import Trained, load_model
 from songci.training.device import seed_of
@@ -95,6 +95,27 @@ def test_poems_of_particles_depend_on_the_seed_alone(tuned_root, tuned_ckpt):
             for batch in (1, 8, 100)
         ]
         assert texts[0] == texts[1] == texts[2] and len(set(texts[0])) == 6
+
+
+@torch.inference_mode()
+def test_particles_that_are_drawn_anew_take_with_them_what_was_read_and_seen(tuned_root, tuned_ckpt, monkeypatch):
+    """Likelihoods are the model's without a cache; those penalised are the characters of the text."""
+    asked = []
+    monkeypatch.setattr(lookahead, "penalised", lambda *args: asked.append(args[2]) or penalised(*args))
+    monkeypatch.setattr(lookahead, "EFFECTIVE", 2.0)  # anew at the end of each clause
+    trained = load_model(tuned_ckpt)
+    rules = FormRules(Forms.load(tuned_root), trained.vocabulary)
+    texts = [Text(trained, "+++清平乐\n", seed_of(1, i, 0), rules=rules) for i in range(5)]
+    for step in lookahead.generate(trained.model, texts, CONTROLS, 8):
+        step.record()
+        for text, seen in zip(step.texts, asked[-1], strict=True):
+            assert set(seen.nonzero().flatten().tolist()) == {*text.prompt, *text.new[:-1]}
+    for text in texts:
+        context = Context(16, trained.title, text.prompt)
+        for token, (log_prob, _, _) in zip(text.new, text.records, strict=True):
+            plain = trained.model(torch.tensor([context.ids]))[0][0, -1].log_softmax(-1)
+            assert log_prob == pytest.approx(plain[token].item(), abs=1e-4)
+            context.append(token)
 
 
 def test_alternatives_have_the_probabilities_of_bayes_rule(toy):
