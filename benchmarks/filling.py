@@ -1,6 +1,6 @@
 """How much better particles fill a draft than one text does: poems of the validation split, with blanks.
 
-Nats a given character: the mean -ln p of the characters that were given and follow a blank, in the poem as it was
+Of poems whose rhymes are in one class, as drafts have to be. Nats a given character: the mean -ln p of the characters that were given and follow a blank, in the poem as it was
 filled; the fewer, the better the filling leads to them. The first line is what the poems' own fillings give.
 
   python benchmarks/filling.py --ckpt_path workdirs/quansongci
@@ -73,7 +73,7 @@ def main() -> None:
     few_threads(trained.model)
     rules = FormRules(forms, trained.vocabulary)
     held_out = draw_poems(read_splits(args.data_root)[1], forms, 10**4, 1)
-    whole = [(tune, body.strip()) for tune, body in held_out if check(tune, body, forms).tone is not None]
+    whole = [(tune, body.strip()) for tune, body in held_out if check(tune, body, forms).rhyme]
     poems = list(dict.fromkeys(whole))[: args.poems]
     drafts = {name: [way(body, random.Random(i)) for i, (_, body) in enumerate(poems)] for name, way in WAYS.items()}
     rows = {"people": []}
