@@ -1,7 +1,8 @@
 """How much better particles fill a draft than one text does: poems of the validation split, with blanks.
 
-Of poems whose rhymes are in one class, as drafts have to be. Nats a given character: the mean -ln p of the characters that were given and follow a blank, in the poem as it was
-filled; the fewer, the better the filling leads to them. The first line is what the poems' own fillings give.
+Of poems whose rhymes are of one class, as those of drafts have to be. Nats a given character: the mean -ln p of the
+characters that were given and follow a blank, in the poem as it was filled; the fewer, the better the filling leads to
+them. The first line is what the poems' own fillings give.
 
   python benchmarks/filling.py --ckpt_path workdirs/quansongci
 """
