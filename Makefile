@@ -53,8 +53,8 @@ $(DATA)/meta.pkl: | .venv/installed
 	$(call step,Corpus: fetch 全宋词 and make the data set in $(DATA),$(PY) prepare.py --data_root $(DATA))
 
 # Training that was interrupted goes on; a finished run is kept. $(call train,folder,flags,flags of a run that begins)
-resume_or_overwrite = $$(test -f $(1)/last.pt && echo --resume || echo --overwrite $(3))
-train = $(PY) train.py --ckpt_path $(1) $(2) $(call resume_or_overwrite,$(1),,$(3))
+resume_or_overwrite = $$(test -f $(1)/last.pt && echo --resume || echo --overwrite $(2))
+train = $(PY) train.py --ckpt_path $(1) $(2) $(call resume_or_overwrite,$(1),$(3))
 
 $(RUN)/result.json: | $(DATA)/meta.pkl
 	$(call step,Training at the defaults of the handout,$(call train,$(RUN),--data_root $(DATA)))

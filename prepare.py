@@ -44,9 +44,8 @@ NO_FORMS = "no forms: no poems under +++ titles"
 NO_TONES = "; no tones: the poems are too few, or too irregular, to tell them"
 CORPORA = {"quansongci": quansongci, "shi": shi}  # by the name of their folder
 FILES = ("meta.pkl", "train.bin", "val.bin")
-MAX_FORM_CHARACTERS = (
-    4 * 10**6
-)  # at the start of the training split, to learn forms from: twice 全宋词, a dozen seconds
+# At the start of the training split, to learn forms from: twice 全宋词, a dozen seconds
+MAX_FORM_CHARACTERS = 4 * 10**6
 
 
 def prepare(

@@ -20,7 +20,7 @@ from songci import generation
 from songci.cache import KVCache
 from songci.generation import Controls, Step, Text, allowed_tokens, next_logits, penalised, sample_next
 
-PARTICLES = 16  # by default: more gain little, see docs/results.md
+PARTICLES = 16  # by default; docs/results.md has what fewer do
 EFFECTIVE = 0.5  # of the particles: below this effective number, they are drawn anew
 
 
