@@ -9,9 +9,10 @@ S2 滞销 (selling badly); the observations are the grades of phone bought month
   python hmm.py --sample 1000 --seed 1                draw a sequence from the model, in a form that --obs reads
 
 A model is a JSON object with startprob (N numbers), transmat (N rows of N), emissionprob (N rows of M), and optional
-names in states (N) and symbols (M). Numbers may be fractions in quotes, "1/3". If several paths are best, the one whose
-last state has the lowest number is chosen; among these, the one with the lowest state before the last, and so on. So it
-is in small problems, solved in fractions; in large ones the rounding of floats may decide.
+names in states (N) and symbols (M). Numbers may be fractions in quotes, "1/3"; rows whose sums
+differ from 1 by at most 0.00001 are divided by these. If several paths are best, the one whose last state has the lowest
+number is chosen; among these, the one with the lowest state before the last, and so on. So it is in small problems,
+solved in fractions; in large ones the rounding of floats may decide.
 
 JSON output is an object and a line per sequence, with times, states and symbols counted from 0. A probability below the
 range of floats (about 1e-308) is null, and so is ln 0; log_alpha, log_beta and log_delta hold logarithms. If P(O) = 0,
@@ -142,6 +143,7 @@ def viterbi(pi, a, b, obs, logs=False):
 # λ = (π, A, B).
 
 MATRICES = {"startprob": "N", "transmat": "NN", "emissionprob": "NM"}  # and their shapes
+TOLERANCE = 1e-5  # of a row's sum, as people round: 0.333333 three times
 EXACT_UP_TO = 400  # T·N² of small problems, which take no time in fractions
 
 
@@ -172,7 +174,8 @@ class HMM:
             simple = Fraction(float(x)).limit_denominator(10**6)
             return x if isinstance(x, Fraction) else simple if float(simple) == x else Fraction(repr(float(x)))
 
-        return tuple(np.vectorize(fraction, otypes=[object])(values) for values in self._given)
+        tables = (np.vectorize(fraction, otypes=[object])(values) for values in self._given)
+        return tuple(map(_normalised, tables))
 
     def encode(self, symbols: Iterable[str]) -> np.ndarray:
         """Names of symbols → their indices (T,). Raises ModelError if one is unknown, or if there are none."""
@@ -259,6 +262,12 @@ class HMM:
                 return solve(*(np.vectorize(Decimal, otypes=[object])(matrix) for matrix in self.matrices), obs)
 
 
+def _normalised(matrix: np.ndarray) -> np.ndarray:
+    """Rows that somebody has rounded are divided by their sums; the last bits of others stay as they are."""
+    total = matrix.sum(axis=-1, keepdims=True)
+    return np.where(abs(total - 1) > 1e-9, matrix / total, matrix)
+
+
 def _distributions(name: str, values, sizes: dict[str, int]) -> np.ndarray:
     """A read-only array of floats whose rows are distributions, as large as `sizes`, or else ModelError."""
     try:
@@ -274,8 +283,9 @@ def _distributions(name: str, values, sizes: dict[str, int]) -> np.ndarray:
         if not (row >= 0).all():  # NaN fails every comparison
             k = (row >= 0).argmin()
             raise ModelError(f"{where}, entry {k + 1} is {row[k]:g}, not a probability (row sum {total:g})")
-        if abs(total - 1) > 1e-6:
-            raise ModelError(f"{where} sums to {total:.9g}, not to 1")
+        if abs(total - 1) > TOLERANCE:
+            raise ModelError(f'{where} sums to {total:.9g}, not to 1 (thirds can be written as "1/3")')
+    matrix = _normalised(matrix)
     matrix.setflags(write=False)
     return matrix
 

@@ -18,6 +18,7 @@ import hashlib
 import pickle
 import re
 from collections import Counter
+from io import StringIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -82,7 +83,7 @@ def prepare(
     meta |= {"aliases": aliases, "lengths": lengths, "sha256": sha256}
     vocabulary = Vocabulary("".join(chars), aliases)
     # What was learned from a poem that the cut goes through would be wrong: the last one is left out.
-    forms = learn(list(read_poems(train_data[:MAX_FORM_CHARACTERS].splitlines(keepends=True)))[:-1])
+    forms = learn(list(read_poems(train_data[:MAX_FORM_CHARACTERS]))[:-1])
 
     for name in ("input.txt", *FILES, "forms.json"):
         for left in folder.glob(f".{name}.*"):  # by atomic_write() in a run that was killed
@@ -136,7 +137,7 @@ def mended(poems: list[tuple[str, str]], aliases: dict[str, str]) -> tuple[list[
 def within(data: str, chars: set[str], vocabulary_of: str | Path) -> str:
     """The poems of a text, or its lines if it has no titles, that have none but these characters; says how many."""
     poems = [part for part in re.split(r"(?m)^(?=\+\+\+)", data) if part]
-    kind, parts = ("poems", poems) if len(poems) > 1 else ("lines", data.splitlines(keepends=True))
+    kind, parts = ("poems", poems) if len(poems) > 1 else ("lines", list(StringIO(data)))
     kept = [part for part in parts if chars.issuperset(part)]
     if not kept:
         lacking = Counter(char for part in parts for char in set(part) - chars).most_common(5)

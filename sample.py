@@ -16,13 +16,12 @@ The samples go to stdout, with a line of dashes between them and nothing else; w
 A character is chosen in this order: what the form allows, repetition penalty, temperature, top-k, top-p.
 """
 
-import json
 import sys
 import time
 from pathlib import Path
 
 from songci.cli import ArgumentParser, UserError, number, run
-from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary, check_same_vocabulary, load_vocabulary
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT
 from songci.forms.check import check
 from songci.forms.poems import BLANK, read_poems, split_title
 from songci.forms.prompt import as_in_corpus
@@ -30,7 +29,8 @@ from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
 from songci.generation import DEFAULT, FORM_CONTROLS, Controls, Text, generate
 from songci.lookahead import PARTICLES
-from songci.samples import Sample, read_start, samples
+from songci.samples import Sample, possible_start, read_start, samples
+from songci.text import to_json
 from songci.training.checkpoint import Trained, load_model
 from songci.training.device import choose_device, few_threads, seed_of
 
@@ -42,8 +42,8 @@ def verdict(text: str, forms: Forms | None) -> dict:
 
     template: the number of its best template in songci.forms --show; tone: the share of the fixed places that it keeps.
     """
-    tune, body = next(read_poems(text.splitlines(keepends=True)), (None, ""))
-    title = next((line for line in text.splitlines() if line.startswith("+++")), "")
+    tune, body = next(read_poems(text), (None, ""))
+    title = next((line for line in text.split("\n") if line.startswith("+++")), "")
     found = {"tune": tune, "subject": split_title(title)[1] or None}
     if tune is None or forms is None:
         return found | dict.fromkeys(("template", "form", "rhyme", "tone"))
@@ -58,7 +58,7 @@ def json_line(sample: Sample, prompt: str, seed: int, index: int, forms: Forms |
     fields |= verdict(sample.text, forms)
     if sample.alternatives:
         fields["alternatives"] = [place._asdict() for place in sample.alternatives]
-    return json.dumps(fields, ensure_ascii=False)
+    return to_json(fields)
 
 
 def stream(trained: Trained, text: Text, controls: Controls) -> None:
@@ -148,21 +148,18 @@ TOP_P_HELP = "choose among the likeliest characters that together reach this pro
 PENALTY_HELP = f"against repetition, 1: none; if left out, {FORM_CONTROLS.repetition_penalty} with --form, else 1"
 
 
-def load(args) -> tuple[Trained, Vocabulary]:
-    """The model, and the vocabulary of the data set. Raises UserError if they do not belong together."""
-    device = choose_device(args.device)
-    data_vocabulary = load_vocabulary(args.data_root)
-    trained = load_model(args.ckpt_path, device)
+def load(args) -> Trained:
+    """The model. Raises UserError if it does not belong to the data set, or cannot do what is asked for."""
+    trained = load_model(args.ckpt_path, choose_device(args.device), args.data_root)
     few_threads(trained.model)
-    check_same_vocabulary(trained.vocabulary, args.ckpt_path, data_vocabulary, args.data_root)
     if args.stop_at_poem_end and not trained.title:
         raise UserError(f"--stop_at_poem_end: the model in {args.ckpt_path} was not trained on windows of poems")
-    return trained, data_vocabulary
+    return trained
 
 
 def warn_of_long_tune(start: str, forms: Forms, window: int) -> None:
     """Says on stderr if the model will have lost sight of the title before the poem ends, so that no form can hold."""
-    tune, _ = next(read_poems(start.splitlines(keepends=True)), (None, ""))
+    tune, _ = next(read_poems(start), (None, ""))
     templates = forms.tunes.get(tune, [])
     length = sum(templates[0].lengths) if templates else 0
     if length > window:
@@ -172,13 +169,16 @@ def warn_of_long_tune(start: str, forms: Forms, window: int) -> None:
 
 def main() -> None:
     args = parse_args()
-    trained, vocabulary = load(args)
+    trained = load(args)
+    vocabulary = trained.vocabulary
+    if args.start == "\n":
+        args.start = possible_start(vocabulary, args.start)
     start, acrostic, rhyme = (as_in_corpus(x, vocabulary) for x in (args.start, args.acrostic, args.rhyme))
     if BLANK in start and BLANK in vocabulary.chars:
         print(f"{BLANK} in --start is a character to be written, though the corpus has it as one", file=sys.stderr)
     has_forms = args.form or (Path(args.data_root) / "forms.json").is_file()
     forms = Forms.load(args.data_root) if has_forms else None
-    rules = FormRules(forms, trained.vocabulary, acrostic, rhyme, args.template or 0) if args.form else None
+    rules = FormRules(forms, vocabulary, acrostic, rhyme, args.template or 0) if args.form else None
     if forms and not rules:
         warn_of_long_tune(start, forms, trained.model.config.max_seq_len)
     Text(trained, start, args.seed, rules=rules)  # an unknown character, or no form for it, is reported before all else

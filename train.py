@@ -22,6 +22,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -32,9 +33,9 @@ from tqdm import tqdm
 
 from model import GPT, PRESETS, GPTConfig
 from songci.cli import ArgumentParser, Interrupted, UserError, deferred_signals, number, run
-from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, load_dataset
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, fingerprint, load_dataset
 from songci.corpus.windows import IGNORE, Batches, ScoredWindows, Windows, title_ids, use_poem_windows
-from songci.training.checkpoint import begin_with, resume, save_checkpoint, save_last
+from songci.training.checkpoint import begin_with, resume, run_folder, save_checkpoint, save_last
 from songci.training.device import choose_dtype, keep_large_blocks, seed_of, settle
 from songci.training.loss import TrainingLoss, perplexity
 from songci.training.measure import Measures
@@ -43,8 +44,8 @@ from songci.training.parallel import Parallel, end_together
 from songci.training.runlog import (
     TensorBoard,
     begin_folder,
-    check_folder,
     log_line,
+    own_folder,
     plot_curves,
     write_log,
     write_result,
@@ -55,7 +56,7 @@ class Trainer:
     """One run: the model and all that changes while it trains, which checkpoint.py saves and restores."""
 
     def __init__(self, args):
-        self.args, self.folder = args, Path(args.ckpt_path)
+        self.args, self.folder = args, run_folder(args.ckpt_path)
         self.tensorboard = TensorBoard(self.folder) if args.tensorboard else None
         self.parallel = Parallel()
         if args.batchsize < self.parallel.world:
@@ -63,6 +64,7 @@ class Trainer:
         self.device = self.parallel.start(settle(args, self.folder))
         self.dtype = self.parallel.agree(choose_dtype(args.dtype, self.device), self.device)
         self.vocabulary, train_tokens, val_tokens = load_dataset(args.data_root)
+        self.data = fingerprint(train_tokens, val_tokens)
         title = title_ids(self.vocabulary)
         poems = ScoredWindows.of_poems(train_tokens, title, args.max_seq_len)
         self.measures = Measures(val_tokens, title, args.max_seq_len, args.batchsize, self.dtype)
@@ -75,7 +77,7 @@ class Trainer:
         self.title = title if by_poem else ()
         self.model = GPT(model_config(args, len(self.vocabulary))).to(self.device)
         if args.init_from:
-            begin_with(self.model, Path(args.init_from) / "best.pt", self.vocabulary, args.data_root)
+            begin_with(self.model, args.init_from, args.data_root)
         self.loss = self.parallel.wrap(TrainingLoss(self.model, self.dtype, args.compile))
         # float16 has so small a range that gradients are scaled up; a step in which they overflow is skipped
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
@@ -203,7 +205,7 @@ class Trainer:
         self.recent = []
         if val_loss < self.best_loss:
             self.best_loss = val_loss
-            best = {"iteration": self.iteration, "val_loss": val_loss}
+            best = {"data": self.data, "iteration": self.iteration, "val_loss": val_loss}
             save_checkpoint(self.folder / "best.pt", self.result_model, self.vocabulary, self.title, **best)
         save_last(self)
         write_log(self.folder / "log.csv", self.rows)
@@ -294,15 +296,14 @@ def main() -> None:
     args = parse_args()
     keep_large_blocks()
     trainer = Trainer(args)
-    with end_together(trainer.parallel):
+    alone = own_folder(trainer.folder, args.resume, args.overwrite) if trainer.parallel.main else nullcontext()
+    with end_together(trainer.parallel), alone:
         train_in(trainer)
 
 
 def train_in(trainer: Trainer) -> None:
     """A whole run in its folder; of several processes, only the first writes and reports."""
     args, main = trainer.args, trainer.parallel.main
-    if main:
-        check_folder(trainer.folder, args.resume, args.overwrite)
     if args.resume:
         resume(trainer)
     if main:

@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--poems", type=int, default=200)
     parser.add_argument("--particles", type=int, nargs="+", default=[1, 4, 16])
     args = parser.parse_args()
-    forms, trained = Forms.load(args.data_root), load_model(args.ckpt_path, choose_device("cpu"))
+    forms, trained = Forms.load(args.data_root), load_model(args.ckpt_path, choose_device("cpu"), args.data_root)
     few_threads(trained.model)
     rules = FormRules(forms, trained.vocabulary)
     held_out = draw_poems(read_splits(args.data_root)[1], forms, 10**4, 1)

@@ -70,10 +70,10 @@ def main() -> None:
     for flag in ("--free", "--every", "--speed", "--control"):
         parser.add_argument(flag, action="store_true")
     args = parser.parse_args()
-    poems = list(read_poems(read_splits(args.data_root)[0].splitlines(keepends=True)))
+    poems = list(read_poems(read_splits(args.data_root)[0]))
     if args.control:
         return control(poems)
-    forms, trained = Forms.load(args.data_root), load_model(args.ckpt_path, choose_device("cpu"))
+    forms, trained = Forms.load(args.data_root), load_model(args.ckpt_path, choose_device("cpu"), args.data_root)
     few_threads(trained.model)
     patterns = defaultdict(Counter)
     for tune, body in poems:

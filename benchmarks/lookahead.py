@@ -111,10 +111,10 @@ def main() -> None:
     parser.add_argument("--particles", type=int, nargs="+", default=[1, 4, 8, 16, 64])
     parser.add_argument("--show", action="store_true", help="print the poems too")
     args = parser.parse_args()
-    forms, trained = Forms.load(args.data_root), load_model(args.ckpt_path, choose_device("cpu"))
+    forms, trained = Forms.load(args.data_root), load_model(args.ckpt_path, choose_device("cpu"), args.data_root)
     few_threads(trained.model)
     rules = FormRules(forms, trained.vocabulary)
-    training, held_out = (list(read_poems(part.splitlines(keepends=True))) for part in read_splits(args.data_root))
+    training, held_out = (list(read_poems(part)) for part in read_splits(args.data_root))
     ends = {end for _, body in training for end in line_ends(body)}
     tunes = [tune for tune, _ in Counter(tune for tune, _ in training).most_common(args.tunes)]
     of_tunes = [poem for tune in tunes for poem in [p for p in held_out if p[0] == tune][: args.num_samples]]

@@ -171,7 +171,7 @@ def limit(args) -> None:
 @torch.inference_mode()
 def window(args) -> None:
     """The perplexity of held-out text in windows that move on and keep half, and in full ones at every step."""
-    model, _, title = load_model(args.ckpt_path)
+    model, _, title, _ = load_model(args.ckpt_path)
     _, _, tokens = load_dataset(args.data_root)
     size = model.config.max_seq_len
     if title:

@@ -119,8 +119,11 @@ def run(main: Callable[[], None]) -> None:
     has gone (`| head`) with 141.
     """
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that cannot show Chinese shows \u escapes, and no traceback
-            stream.reconfigure(errors="backslashreplace")
+        if hasattr(stream, "reconfigure"):
+            if stream.isatty():  # shows what it can
+                stream.reconfigure(errors="replace")
+            else:  # for other programs, whatever the console's code page; a name of a file can be no text: escaped
+                stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()
@@ -160,14 +163,6 @@ def _end_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, without a byte-order mark. Raises UserError if it cannot be read."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:  # ValueError: bytes that are not UTF-8, a path that cannot be one
-        raise UserError(f"cannot read {path} as UTF-8 text: {getattr(error, 'strerror', None) or error}") from None
-
-
 def check_writable(flag: str, path: Path) -> None:
     """Raises UserError if no file can be made at `path`, which `flag` gave: before the work, so that none is lost."""
     if path.is_dir():
@@ -187,7 +182,8 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.unlink(missing_ok=True)
-        kind = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+        # A name of a file that is no text is escaped
+        kind = {} if "b" in mode else {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
         with open(temporary, mode.replace("w", "x"), **kind) as file:
             yield file
             file.flush()

@@ -12,28 +12,31 @@ same tunes: human (held-out poems of the validation split), free (sampled with t
 import json
 import math
 import random
+import sys
 import time
+from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 from songci.cli import ArgumentParser, UserError, atomic_write, check_writable, number, run
-from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, check_same_vocabulary, load_vocabulary, read_splits
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, fingerprint, load_dataset, read_splits
 from songci.forms.poems import read_poems
 from songci.forms.prompt import as_in_corpus
 from songci.forms.scores import Poem, diversity, form_scores, han, mean, novelty
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
 from songci.generation import DEFAULT, FORM_CONTROLS, Text
-from songci.samples import finished, read_start, samples
-from songci.training.checkpoint import Trained, load_model
+from songci.samples import finished, possible_start, read_start, samples
+from songci.training.checkpoint import Trained, check_same_data, load_model, run_folder
 from songci.training.device import few_threads, seed_of
 from songci.training.loss import perplexity
 from songci.training.runlog import plot_curves, read_log
 
 CURVES = ["train_loss", "val_loss", "train_perplexity", "val_perplexity"]
 PICTURES = [".png", ".jpg", ".svg", ".pdf"]
+START = r"+++清平乐\n"
 MAX_POEM = 400  # characters, a bound for free sampling: the longest tune has 240
 
 RESULT_COLUMNS = {
@@ -87,16 +90,11 @@ def runs_table(runs: dict[str, Run]) -> str:
 
 
 def draw_poems(val_text: str, forms: Forms, count: int, seed: int) -> list[Poem]:
-    """`count` poems of the validation split, drawn at random from those with a known form.
-
-    Raises UserError if there is no such poem.
-    """
+    """`count` poems of the validation split, drawn at random from those with a known form; none if there are none."""
     shared = {tune for tune, templates in forms.tunes.items() if templates[0].support > 1}
-    held_out = [poem for poem in read_poems(val_text.splitlines(keepends=True)) if poem[0] in shared]
-    if not held_out:
-        raise UserError("no poem of a known tune in the validation split: use --samples 0")
+    held_out = [poem for poem in read_poems(val_text) if poem[0] in shared]
     random.Random(seed).shuffle(held_out)
-    return (held_out * -(-count // len(held_out)))[:count]  # over again if there are too few
+    return list(islice(cycle(held_out), count))  # over again if there are too few
 
 
 def write_poems(
@@ -121,11 +119,16 @@ def write_poems(
 
 
 def scoreboard(
-    runs: dict[str, Run], models: dict[str, Trained], splits: tuple[str, str], forms: Forms, count: int, seed: int
+    runs: dict[str, Run],
+    models: dict[str, Trained],
+    human: list[Poem],
+    splits: tuple[str, str],
+    forms: Forms,
+    seed: int,
 ) -> dict[str, dict[str, float]]:
     """{kind of poems: {score: value}}: human, and each run's free and form. splits: training and validation text."""
     train_text, val_text = splits
-    human, training = draw_poems(val_text, forms, count, seed), list(read_poems(train_text.splitlines(keepends=True)))
+    training = list(read_poems(train_text))
     tunes = [tune for tune, _ in human]
     share = len(han(val_text)) / len(val_text)
     sets, scores = {"human": human}, {"human": {}}
@@ -167,7 +170,7 @@ def parse_args(args=None):
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
     parser.add_argument("--samples", type=number(int, 0, 10**6), default=200, help="poems of each kind; 0: no scores")
     parser.add_argument("--out", nargs="+", default=[], metavar="FILE", help=OUT_HELP)
-    parser.add_argument("--start", default=r"+++清平乐\n", help="the beginning of each run's poem")
+    parser.add_argument("--start", default=START, help="the beginning of each run's poem")
     parser.add_argument(
         "--max_new_tokens", type=number(int, 0), default=120, help="characters to add to each run's poem"
     )
@@ -188,25 +191,30 @@ OUT_HELP = "also write the scores into a .json file, the curves of the losses in
 
 def main() -> None:
     args = parse_args()
-    folders, start = [Path(path) for path in args.ckpt_path], read_start(args.start)
+    folders, start = [run_folder(path) for path in args.ckpt_path], read_start(args.start)
     same = len({folder.name for folder in folders}) < len(folders)
     runs = {str(folder) if same else folder.name: read_run(folder) for folder in folders}
-    models = {name: load_model(one.folder) for name, one in runs.items()}
+    data_root = args.data_root if args.samples else None
+    models = {name: load_model(one.folder, data_root=data_root) for name, one in runs.items()}
     few_threads(max((trained.model for trained in models.values()), key=lambda model: model.config.n_embd))
     if args.samples:
-        vocabulary = load_vocabulary(args.data_root)
+        prepared = fingerprint(*load_dataset(args.data_root)[1:])
         for name, trained in models.items():
-            check_same_vocabulary(trained.vocabulary, runs[name].folder, vocabulary, args.data_root)
+            check_same_data(trained.data, runs[name].folder, prepared, args.data_root)
         forms, splits = Forms.load(args.data_root), read_splits(args.data_root)
+        human = draw_poems(splits[1], forms, args.samples, args.seed)
     print(runs_table(runs))
     for name, trained in models.items():
-        [poem] = samples(trained, as_in_corpus(start, trained.vocabulary), 1, args.max_new_tokens, seed=args.seed)
+        own = possible_start(trained.vocabulary, start) if args.start == START else start
+        [poem] = samples(trained, as_in_corpus(own, trained.vocabulary), 1, args.max_new_tokens, seed=args.seed)
         print(f"\n`{name}`:\n\n```\n{poem.text.strip()}\n```")
     for path in args.out:
         if path.suffix in PICTURES:
             plot_curves({name: one.log for name, one in runs.items()}, path)
-    if args.samples:
-        scores = scoreboard(runs, models, splits, forms, args.samples, args.seed)
+    if args.samples and not human:
+        print("no poem of a known tune in the validation split, so there are no scores", file=sys.stderr)
+    elif args.samples:
+        scores = scoreboard(runs, models, human, splits, forms, args.seed)
         print(f"\n{args.samples} poems of each kind\n\n{scores_table(scores)}")
         for path in args.out:
             if path.suffix == ".json":

@@ -23,6 +23,7 @@ from model import GPT
 from songci.cli import ArgumentParser, UserError, atomic_write, run
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT
 from songci.generation import DEFAULT
+from songci.samples import possible_start
 from songci.training.checkpoint import Trained, load_model
 from songci.training.loss import perplexity
 
@@ -84,8 +85,8 @@ def contents(trained: Trained, ckpt_path: Path, name: str) -> list[bytes]:
     writing = {"do_sample": True, "temperature": DEFAULT.temperature, "top_k": DEFAULT.top_k, "max_length": window}
     configs = (gpt2_config(model), reading, writing | NO_SPECIAL)
     config, *others = (json.dumps(content, indent=2).encode() + b"\n" for content in configs)
-    weights, card = save(gpt2_weights(model), {"format": "pt"}), model_card(trained, ckpt_path, name).encode()
-    return [config, weights, tokenizer.to_str().encode(), *others, card]
+    weights, card = save(gpt2_weights(model), {"format": "pt"}), model_card(trained, ckpt_path, name)
+    return [config, weights, tokenizer.to_str().encode(), *others, card.encode(errors="backslashreplace")]
 
 
 FLAGS = ["iters", "batchsize", "optimizer", "lr", "muon_lr", "dropout", "seed"]
@@ -107,11 +108,10 @@ def model_card(trained: Trained, ckpt_path: Path, name: str) -> str:
     for record, file in ((settings, "config.json"), (result, "result.json")):
         with contextlib.suppress(OSError, ValueError):  # a model needs neither
             record.update(json.loads((ckpt_path / file).read_text(encoding="utf-8")))
-    c, window, chars = trained.model.config, trained.model.config.max_seq_len, trained.vocabulary.chars
+    c, window = trained.model.config, trained.model.config.max_seq_len
     sizes = f"{c.n_layer} layers, {c.n_head} heads, {c.n_embd} channels, {trained.model.num_parameters():,}"
     flags = ", ".join(f"`--{flag} {settings[flag]}`" for flag in FLAGS if settings.get(flag) is not None)
-    prompts = ["+++清平乐\n", "+++"] if trained.title else ["\n"]
-    prompt = next((prompt for prompt in prompts if set(prompt) <= set(chars)), chars[-1])
+    prompt = possible_start(trained.vocabulary, *(["+++清平乐\n", "+++"] if trained.title else []))
     name, prompt = (json.dumps(text, ensure_ascii=False) for text in (name, prompt))
     losses = {way: result[key] for key, way in READ.items() if key in result}
     rows = "".join(f"| {way} | {loss:.4f} | {perplexity(loss):.2f} |\n" for way, loss in losses.items())

@@ -8,9 +8,12 @@ from pathlib import Path
 
 from songci import lookahead
 from songci.alternatives import Place, alternatives
-from songci.cli import UserError, read_text
+from songci.cli import UserError
+from songci.corpus.vocabulary import Vocabulary
+from songci.forms.poems import TITLE
 from songci.forms.writer import FormRules
 from songci.generation import DEFAULT, Controls, Text, generate
+from songci.text import read_text
 from songci.training.checkpoint import Trained
 from songci.training.device import seed_of
 
@@ -106,8 +109,19 @@ def read_start(start: str) -> str:
     """
     if start.startswith("FILE:"):
         start = read_text(Path(start.removeprefix("FILE:")))
+        last = start[:-1].rpartition("\n")[2]
+        if start.endswith("\n") and last and not TITLE.match(last):  # the editor's: the model is to go on with the line
+            start = start[:-1]
     else:
         start = start.replace("\\n", "\n")
     if not start:
         raise UserError('--start is empty: give at least one character, such as "\\n" or +++清平乐')
     return start
+
+
+def possible_start(vocabulary: Vocabulary, *wished: str) -> str:
+    """The first of these texts, or else of a few marks, that the corpus has the characters for: by default a text
+    begins with something that not every corpus has."""
+    known = set(vocabulary.chars)
+    possible = (text for text in (*wished, "\n", "。", " ") if set(text) <= known)
+    return next(possible, vocabulary.chars[len(vocabulary) // 2])

@@ -25,5 +25,5 @@ def make_project(folder: Path, *flags: str) -> Path:
 def read_corpus(data_root: Path, ckpt_path: Path) -> Reading:
     """The first 14 characters of the corpus, with a title and a line end, as the model of conftest reads them."""
     text = (data_root / "input.txt").read_text(encoding="utf-8")
-    model, vocabulary, title = load_model(ckpt_path)
+    model, vocabulary, title, _ = load_model(ckpt_path)
     return read(model, vocabulary, text[:14], "small", title)

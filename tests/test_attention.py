@@ -21,9 +21,10 @@ from readings import DATA, POEM, RUN, make_project, read_corpus
 from songci import attention, fonts
 from songci.attention import __main__ as command
 from songci.attention import page, plots, stats
-from songci.cli import UserError, read_text
+from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms.templates import Forms
+from songci.text import read_text
 from songci.training.checkpoint import load_model
 
 CLAUSES = "+++调\n甲乙丙丁，子丑寅。"  # places: 0-3 title, 4 line end, 5-8, 9 comma, 10-12, 13
@@ -333,7 +334,7 @@ def test_a_page_of_a_large_model_leaves_the_model_view_out_and_says_so(poem, mon
     [
         ("𠀋", [], ["not in the vocabulary", "U+2000B"]),
         ("", [], ["the text is empty"]),
-        (b"\xff\xfe", [], ["cannot read", "UTF-8"]),
+        (b"\xff\xfe\x00", [], ["is not UTF-16"]),
         (POEM, ["--out", "page.pdf"], ["page.pdf", ".html"]),
         (POEM, ["--out", "nowhere/page.html"], ["no folder nowhere"]),
         (POEM, ["--out", ""], ["--out ''", ".html"]),
@@ -343,7 +344,7 @@ def test_a_page_of_a_large_model_leaves_the_model_view_out_and_says_so(poem, mon
         (POEM, ["--ckpt_path", "nowhere"], ["no checkpoint", "train.py"]),
         (POEM, ["--ckpt_path", "other"], ["another vocabulary"]),
         (POEM, ["--data_root", "nowhere"], ["no data folder nowhere"]),
-        (POEM, ["--text", "nowhere.txt"], ["cannot read nowhere.txt as UTF-8 text: No such file or directory"]),
+        (POEM, ["--text", "nowhere.txt"], ["cannot read nowhere.txt: No such file or directory"]),
         (POEM, ["--num_windows", "0"], ["num_windows"]),
     ],
 )
@@ -375,7 +376,7 @@ def test_a_long_text_is_cut_and_the_terminal_and_the_page_say_so(folder, tmp_pat
 @fuzz(150)
 @given(content=st.one_of(st.binary(), ANY_TEXT, NEAR_TEXT, POEMS))
 def test_any_text_to_look_at(tuned_ckpt, file, content):
-    model, vocabulary, _ = load_model(tuned_ckpt)
+    model, vocabulary, *_ = load_model(tuned_ckpt)
     path = file("text.txt", content)
     reading = case("text", lambda: stats.read(model, vocabulary, read_text(path)))
     if reading:

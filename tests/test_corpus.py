@@ -86,6 +86,7 @@ def test_the_data_set_is_the_handouts_and_the_command_prints_what_it_made(call, 
     [
         (None, "no input.txt"),
         ("café crème".encode("latin-1"), "not UTF-8: byte 3 is 0xe9"),
+        (("清平乐，春。" * 9).encode("gb18030"), "not UTF-8 but probably GB18030; convert it with: iconv -f GB18030"),
         (b"\xef\xbb\xbf" + b"a\xff", "not UTF-8: byte 4 is 0xff"),
         ("清平乐".encode()[:-1], "not UTF-8"),
         (b"", "too few to split"),

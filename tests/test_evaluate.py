@@ -7,6 +7,7 @@ import hypothesis.strategies as st
 import matplotlib.image
 import numpy as np
 import pytest
+from conftest import prepared, run_script, train_tiny
 from hostile import JSON, case, fuzz
 from hypothesis import example, given
 
@@ -91,6 +92,30 @@ def test_the_price_of_a_form_is_the_probability_of_all_that_it_allows(tuned_root
     steps = list(generate(trained.model, [text], FORM_CONTROLS))
     assert str(text) == text.start + body
     assert kept == pytest.approx([step.logits.softmax(-1)[step.allowed].sum().log().item() for step in steps], abs=1e-4)
+
+
+def test_a_run_is_not_scored_on_a_text_that_it_was_not_trained_on(tuned_root, tuned_ckpt, tmp_path, assert_user_error):
+    """The same characters in another order: sample.py may use both together, but the losses are of the other text."""
+    poems = (tuned_root / "input.txt").read_text(encoding="utf-8").split("\n\n")
+    other = prepared(tmp_path / "other", "\n\n".join(reversed(poems)))
+    words = [f"{tuned_ckpt} was trained on another text than {other} holds now"]
+    assert_user_error(evaluate, "--data_root", other, "--ckpt_path", tuned_ckpt, words=words)
+
+
+@pytest.mark.parametrize("text", ["春夏秋冬，东南西北。" * 100, "abcdefg hijk\n" * 50, "天地玄黄" * 200])
+def test_every_command_works_on_any_text_with_its_defaults(tmp_path, text):
+    """Without titles, without line ends, without any mark."""
+    data, folder = prepared(tmp_path / "data", text), tmp_path / "run"
+    train_tiny(data, folder)
+    run = ["--ckpt_path", folder, "--data_root", data]
+    for name, *args in (
+        ("sample.py", *run, "--num_samples", 2, "--max_new_tokens", 5),
+        ("songci.evaluate", *run),
+        ("songci.export", *run[:2], "--out", tmp_path / "export"),
+        ("songci.attention", *run, "--num_windows", 2),
+    ):
+        done = run_script(name, *args)
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_poems_by_people_are_drawn_by_the_seed(tuned_root):

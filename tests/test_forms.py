@@ -12,19 +12,20 @@ from hostile import ANY_TEXT, NEAR_TEXT, POEMS, bounded, case, fuzz
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from songci.cli import UserError, read_text
+from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms import __main__ as forms_command
 from songci.forms import stanzas
 from songci.forms.check import agreement, check
 from songci.forms.learn import Poem, by_rhyme, learn, refrains, rhyme_classes, rhyme_scheme, rhyme_tones
 from songci.forms.names import misprints
-from songci.forms.poems import read_clauses, read_poems, split_title, tune_of
+from songci.forms.poems import pattern, read_clauses, read_poems, split_title, tune_of
 from songci.forms.prompt import as_in_corpus
 from songci.forms.scores import form_scores
 from songci.forms.templates import Forms, Template
 from songci.forms.tones import by_form, estimate, fixed, kept, learn_tones, tone_of
 from songci.forms.writer import FormRules, FormWriter
+from songci.text import read_text
 
 
 def form(clauses: str, scheme: str, support: int = 2, **more) -> Template:
@@ -45,7 +46,7 @@ KNOWN = Vocabulary(
 
 
 def poems_of(text: str) -> list[tuple[str, str]]:
-    return list(read_poems(text.splitlines(keepends=True)))
+    return list(read_poems(text))
 
 
 @pytest.fixture
@@ -531,8 +532,17 @@ def written(rules: FormRules, rng: random.Random, start: str = "+++小令\n") ->
     raise AssertionError(f"no end: {start!r}")
 
 
+def test_all_marks_and_private_characters_count_and_only_a_line_end_ends_a_line():
+    """Half-width marks of Japanese and Chinese typing; characters that a font maker has put in; ends of other lines."""
+    assert pattern(read_clauses("甲乙､丙．丁\ue000｡戊\u2028己\x0c，")) == ((3, "。"), (2, "。"), (2, "，"))
+    assert poems_of("+++甲\n乙。\u2028+++丙\x0c丁。\x85\n+++戊\n己。\n") == [
+        ("甲", "乙。\u2028+++丙\x0c丁。\x85\n"),
+        ("戊", "己。\n"),
+    ]
+
+
 def checked(text: str, forms: Forms):
-    [(tune, body)] = read_poems(text.splitlines(keepends=True))
+    [(tune, body)] = read_poems(text)
     return check(tune, body, forms)
 
 

@@ -319,7 +319,7 @@ def test_model_cannot_be_changed_afterwards_and_its_rows_may_be_off_by_rounding(
     mine = np.array([0.5, 0.5000009])
     model = HMM(**{**GOOD, "startprob": mine})
     mine[0] = 7
-    assert model.startprob.tolist() == [0.5, 0.5000009]
+    assert model.startprob.tolist() == pytest.approx([0.5 / 1.0000009, 0.5000009 / 1.0000009], abs=1e-15)
     with pytest.raises(ValueError):
         model.transmat[0, 0] = 7
 
@@ -333,7 +333,7 @@ BAD = {  # what is said of values; the first word is the field that has them
     "startprob is not a table of numbers: true": [[True, 0.0]],
     'startprob is not a table of numbers: "1/0"': [["1/0", 1]],
     "startprob is not a table of numbers": [["1e9", 1], {"a": 1}],
-    "transmat row 2 sums to 1.000002": [[[0.6, 0.4], [0.5, 0.500002]]],
+    'transmat row 2 sums to 1.00002, not to 1 (thirds can be written as "1/3")': [[[0.6, 0.4], [0.5, 0.50002]]],
     "transmat row 1, entry 1 is nan": [[[math.nan, 0.4], [0.5, 0.5]]],
     "transmat row 1 sums to inf": [[[math.inf, 0.4], [0.5, 0.5]], [[10**400, 0.4], [0.5, 0.5]]],
     "transmat is not a table of numbers": [[[1.0], [0.5, 0.5]]],
@@ -349,7 +349,8 @@ BAD = {  # what is said of values; the first word is the field that has them
 BAD_FILES = {
     "must be a JSON object with startprob, transmat, emissionprob": ['{"startprob": [1]}', "[1, 2]"],
     "is not a JSON file": ["{", "[" * 100_000],
-    "as UTF-8 text": [b"\xff\xfe\x00"],
+    "is not UTF-16": [b"\xff\xfe\x00"],
+    "is not UTF-8 but probably GB18030": [json.dumps({"states": ["畅销"]}, ensure_ascii=False).encode("gb18030")],
 }
 
 
@@ -375,11 +376,35 @@ def test_model_is_what_the_file_says_and_reads_the_same_when_saved(write):
         assert (one.states, one.symbols) == (same.states, same.symbols)
 
 
+def test_what_people_write_by_hand_is_taken_for_what_they_mean(write):
+    thirds = write(
+        '{"startprob": [0.333333, 0.333333, 0.333333,], "transmat": [["1/3", "0.25", "5/12"],'
+        '[0.2, 0.3, 0.5], [1, 0, 0]], "emissionprob": [[1, 0], [0, 1], [0.5, 0.5]], "symbols": [0, 1]}'
+    )
+    model = load_model(HMM, thirds)
+    assert model.symbols == ("0", "1") and model.startprob.tolist() == pytest.approx([1 / 3] * 3, abs=1e-15)
+    assert model.exact[0].tolist() == [F(1, 3)] * 3 and model.exact[1][0].tolist() == [F(1, 3), F(1, 4), F(5, 12)]
+    [obs] = read_sequences(model, "0,1,0,")
+    assert math.exp(model.score(obs)) == pytest.approx(float(model.exactly(obs).likelihood), rel=1e-14)
+
+
+def test_fitting_proposes_another_beginning_where_it_cannot_learn(call, assert_user_error, write):
+    apart = write({**GOOD, "emissionprob": [[1.0, 0.0], [1.0, 0.0]]})
+    assert_user_error(hmm, "--model", apart, "--obs", "v1,v2", "--fit", words=["P(O) = 0", "at random with --seed 1"])
+    same = [[0.5, 0.5], [0.5, 0.5]]
+    alike = write({**GOOD, "transmat": same, "emissionprob": same, "states": ["a", "b"]})
+    fitting = ["--model", alike, "--obs", "v1,v2,v2,v1", "--fit", "--iters", 5]
+    for model, seed, said in ((alike, [], True), (alike, ["--seed", 1], False), (write(GOOD, "good.json"), [], False)):
+        status, _, err = call(hmm, "--model", model, *fitting[2:], *seed)
+        assert status == 0 and ("a and b emit alike" in err) == said
+
+
 def test_sequences_are_read_from_a_file_or_from_the_text(write):
     def read(given):
         return [obs.tolist() for obs in read_sequences(PHONE_STORE, str(given))]
 
-    assert read(write("# H first\nH,M,L\n L   H\nM\n\n", "obs.txt")) == [[0, 1, 2], [2, 0], [1]]
+    assert read(write("# H first\nH,M,L,\n\n L   H\r\nM\n\n", "obs.txt")) == [[0, 1, 2], [2, 0], [1]]
+    assert read(write("H,L\n".encode("utf-16"), "obs.txt")) == [[0, 2]]  # as Windows PowerShell's > writes
     assert read("H，M, L") == read(" H M  L") == [[0, 1, 2]]
     with pytest.raises(UserError, match=r"unknown symbol 'H', .* something like --obs v1,v2"):
         read_sequences(HMM(**GOOD), "H,M")
@@ -388,9 +413,9 @@ def test_sequences_are_read_from_a_file_or_from_the_text(write):
 
 
 def test_bad_file_of_sequences_is_named_with_its_line(assert_user_error, write):
-    empty, unknown = "the observation sequence is empty", ["line 2", "unknown symbol 'm'", "H, M, L"]
-    bad = {"": ["line 1", empty], "H\n\nM\n": ["line 2", empty], "H,M\nH,m\n": unknown}
-    for content, words in {**bad, "# nothing\n": ["has no sequence"], b"\xff\xfe\x00": ["cannot read"]}.items():
+    none, empty = ["has no sequence"], ["line 1", "the observation sequence is empty"]
+    bad = {"H,M\n\nH,m\n": ["line 3", "unknown symbol 'm'", "H, M, L"], ",\n": empty, "H,,M": ["unknown symbol ''"]}
+    for content, words in {**bad, "": none, "# nothing\n\n": none, b"\xff\xfe\x00": ["is not UTF-16"]}.items():
         path = write(content, "obs.txt")
         assert_user_error(hmm, "--obs", path, words=[path, *words])
 

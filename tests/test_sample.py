@@ -173,6 +173,17 @@ def test_what_cannot_be_done_is_one_line(assert_user_error, tuned_root, tuned_ck
     assert_user_error(sample, *flags(tuned_root, tuned_ckpt, *more), words=[words])
 
 
+def test_the_last_line_end_of_a_file_is_the_editors(sampled, file):
+    """But not that of a title alone, which the model goes on after; nor an empty line, which ends a poem."""
+    for content, start in {
+        "+++如梦令\n一一一\n": "+++如梦令\n一一一",
+        "+++如梦令\r\n": "+++如梦令\n",
+        "一\n\n": "一\n\n",
+    }.items():
+        assert sampled("--start", f"FILE:{file('p.txt', content)}", "--num_samples", 1).startswith(start)
+        assert read_start(f"FILE:{file('p.txt', content)}") == start
+
+
 def test_with_form_each_sample_is_a_whole_poem_in_form_and_rhyme(poems):
     written = poems("--form", "--num_samples", 12)
     assert all(poem["form"] and poem["rhyme"] and poem["text"].endswith("。\n") for poem in written)

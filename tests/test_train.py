@@ -18,14 +18,17 @@ from conftest import (
     contents,
     logged,
     prepared,
+    run_script,
     tiny_flags,
     train_tiny,
     tuned_text,
     weights,
 )
 
+import sample
 import train
-from songci import cli
+from songci import cli, evaluate, export
+from songci.attention import __main__ as attention_command
 from songci.corpus.vocabulary import load_dataset
 from songci.corpus.windows import ScoredWindows, title_ids
 from songci.training.checkpoint import load_checkpoint, load_model
@@ -75,7 +78,7 @@ def test_a_preset_may_set_more_than_sizes_and_flags_override_it():
 
 
 def test_a_run_writes_all_that_it_promises(ckpt_path, data_root):
-    assert sorted(os.listdir(ckpt_path)) == sorted([*RUN_FILES, "config.json"])
+    assert sorted(os.listdir(ckpt_path)) == sorted([*RUN_FILES, "config.json", ".lock"])
     rows = read_log(ckpt_path / "log.csv")
     assert [row["iter"] for row in rows] == [4, 8, 12]
     assert list(map(list, rows)) == [EVALUATION_FIELDS, EVALUATION_FIELDS, LOG_FIELDS]  # filled
@@ -256,7 +259,7 @@ def test_folders_that_cannot_be_used_are_reported(tmp_path, assert_refused):
     (tmp_path / "data").mkdir()
     (tmp_path / "file").touch()
     assert_refused(tmp_path / "run", "--data_root", tmp_path / "data", words=["run prepare.py"])
-    assert_refused(tmp_path / "file", words=["File exists"])
+    assert_refused(tmp_path / "file", words=["is a file: give the folder of the run"])
     assert_refused(tmp_path / "file" / "run", words=["Not a directory", tmp_path / "file" / "run"])
     assert sorted(os.listdir(tmp_path)) == ["data", "file"]
 
@@ -264,7 +267,7 @@ def test_folders_that_cannot_be_used_are_reported(tmp_path, assert_refused):
 def test_a_run_that_failed_before_its_first_checkpoint_is_no_run(data_root, tmp_path, assert_refused):
     folder = tmp_path / "run"
     line = assert_refused(folder, "--lr", 1e6, "--muon_lr", 1e6, "--weight_decay", 1e6, words=["lower --lr"])
-    assert "last.pt" not in line and os.listdir(folder) == ["config.json"]
+    assert "last.pt" not in line and sorted(os.listdir(folder)) == [".lock", "config.json"]
     train_tiny(data_root, folder)
 
 
@@ -343,6 +346,62 @@ def test_resume_refuses_what_is_not_of_the_run(data_root, tuned_root, ckpt_path,
     assert_refused(finished, "--resume", words=["cannot be resumed from"])
     (finished / "last.pt").unlink()
     assert_refused(finished, "--resume", words=["no last.pt"])
+
+
+def test_resume_refuses_a_text_that_has_changed(data_root, finished, ckpt_path, tmp_path, assert_refused):
+    """The same characters, and so the same vocabulary; the poems in another order, and so another split."""
+    poems = (data_root / "input.txt").read_text(encoding="utf-8").split("\n\n")
+    other = prepared(tmp_path / "other", "\n\n".join(reversed(poems)))
+    assert_refused(finished, "--resume", "--data_root", other, words=["last.pt was trained on another text than"])
+    assert contents(finished) == contents(ckpt_path)
+
+
+def test_a_second_training_in_a_folder_is_refused_and_a_killed_one_leaves_no_lock(data_root, tmp_path, assert_refused):
+    folder = tmp_path / "run"
+    command = [sys.executable, str(ROOT / "train.py"), *tiny_flags(data_root, folder, "--iters", 10**6)]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not (folder / "last.pt").exists():
+            assert first.poll() is None
+        for flags in ([], ["--resume"], ["--overwrite"]):
+            assert_refused(folder, *flags, words=["another training is at work in", "give another --ckpt_path"])
+    finally:
+        first.kill()
+        first.wait()
+    train_tiny(data_root, folder, "--overwrite")
+
+
+def test_a_folder_whose_name_is_no_text_holds_a_run_like_any_other(data_root, tmp_path):
+    """As unzipped from a Chinese Windows: 你好 in GBK."""
+    folder = tmp_path / os.fsdecode("你好".encode("gbk"))
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    made = run_script("train.py", *tiny_flags(data_root, folder))
+    run = ["--data_root", data_root, "--ckpt_path", folder]
+    commands = {
+        "train.py": tiny_flags(data_root, folder, "--resume", "--iters", 14),
+        "sample.py": [*run, "--num_samples", 1, "--max_new_tokens", 5, "--format", "jsonl"],
+        "songci.evaluate": [*run, "--samples", 2, "--out", tmp_path / "curves.png", tmp_path / "scores.json"],
+        "songci.export": [*run[2:], "--out", folder / "export"],
+        "songci.attention": [*run, "--num_windows", 1],
+    }
+    for done in (made, *(run_script(name, *args) for name, args in commands.items())):
+        assert done.returncode == 0 and not done.stderr.count("Traceback"), done.stderr
+    assert read_json(folder / "config.json")["iters"] == 14
+
+
+def test_a_file_given_for_a_folder_is_told_from_it(ckpt_path, data_root, assert_refused, assert_user_error):
+    best, text, run = ckpt_path / "best.pt", data_root / "input.txt", ["--ckpt_path", ckpt_path]
+    words = [f"{best} is a file: give the folder of the run, {ckpt_path}"]
+    assert_refused(best, words=words)
+    assert_refused(ckpt_path.parent / "new", "--init_from", best, words=words)
+    for command in (sample, evaluate, attention_command):
+        assert_user_error(command, "--data_root", data_root, "--ckpt_path", best, words=words)
+        words_of_data = [f"{text} is a file: give its folder, {data_root}"]
+        assert_user_error(command, "--data_root", text, *run, words=words_of_data)
+    assert_user_error(export, "--ckpt_path", best, words=words)
 
 
 def test_a_finished_run_goes_on_with_its_best_model_and_its_time(data_root, ckpt_path, finished, monkeypatch):

@@ -33,7 +33,7 @@ from songci.training.device import choose_device, choose_dtype, few_threads, see
 from songci.training.loss import TrainingLoss, head_loss, perplexity
 from songci.training.measure import Measures, mean_loss
 from songci.training.optim import Muon, make_optimizers, orthogonalize, schedule
-from songci.training.runlog import LOG_FIELDS, RUN_FILES, check_folder, log_line, plot_curves, read_log, write_log
+from songci.training.runlog import LOG_FIELDS, RUN_FILES, log_line, own_folder, plot_curves, read_log, write_log
 
 VOCABULARY = Vocabulary("".join(map(chr, range(50, 100))), {"a": "b"})  # for SIZES[0]
 
@@ -477,14 +477,19 @@ def test_the_row_of_an_evaluation_is_of_the_iterations_since_the_last(data_root,
 
 @pytest.mark.parametrize("name", RUN_FILES)
 def test_any_file_of_a_run_protects_its_folder(tmp_path, name):
-    check_folder(tmp_path, resume=False, overwrite=False)
-    (tmp_path / name).touch()
-    with pytest.raises(UserError, match="--resume, or start again with --overwrite"):
-        check_folder(tmp_path, resume=False, overwrite=False)
-    check_folder(tmp_path, resume=False, overwrite=True)
-    if name != "last.pt":
-        with pytest.raises(UserError, match=r"no last\.pt"):
-            check_folder(tmp_path, resume=True, overwrite=False)
+    with own_folder(tmp_path, resume=False, overwrite=False):
+        (tmp_path / name).touch()
+    with (
+        pytest.raises(UserError, match="--resume, or start again with --overwrite"),
+        own_folder(tmp_path, resume=False, overwrite=False),
+    ):
+        pass
+    with (
+        own_folder(tmp_path, resume=False, overwrite=True),
+        pytest.raises(UserError, match="another training is at work" if name == "last.pt" else r"no last\.pt"),
+        own_folder(tmp_path, resume=True, overwrite=False),
+    ):
+        pass
 
 
 @pytest.mark.parametrize("resume", [False, True])

@@ -12,20 +12,27 @@ from pathlib import Path
 
 from songci.attention import plots
 from songci.attention.page import EXPLAINED, offline_page
-from songci.attention.stats import Reading, load
-from songci.cli import ArgumentParser, UserError, atomic_write, check_writable, number, read_text, run
+from songci.attention.stats import Reading, example, load
+from songci.cli import ArgumentParser, UserError, atomic_write, check_writable, number, run
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT
+from songci.text import read_text
 
 
 def parse_args(args=None):
     parser = ArgumentParser(__doc__)
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
     parser.add_argument("--ckpt_path", default="workdirs/quansongci", help="the folder of a run of train.py")
-    parser.add_argument("--text", default="data/attnvis/rumengling.txt", help="the UTF-8 file with the text to look at")
+    parser.add_argument("--text", help=TEXT_HELP)
     parser.add_argument("--out", help="the page to write, .html (default: attention.html in CKPT_PATH)")
     windows = "windows of validation text to measure the loss on when a head is switched off"
     parser.add_argument("--num_windows", type=number(int, 1), default=32, help=windows)
     return parser.parse_args(args)
+
+
+TEXT_HELP = (
+    "the file with the text to look at; if left out, data/attnvis/rumengling.txt, or the beginning of the validation "
+    "text of a corpus that lacks its characters"
+)
 
 
 def output_paths(args) -> tuple[Path, Path]:
@@ -53,7 +60,8 @@ def draw(reading: Reading, data_root: str | Path, num_windows: int) -> dict[str,
 def main() -> None:
     args = parse_args()
     out, picture = output_paths(args)
-    reading = load(args.data_root, args.ckpt_path, read_text(args.text))
+    text = example(args.data_root) if args.text is None else read_text(args.text)
+    reading = load(args.data_root, args.ckpt_path, text)
     if reading.note:
         print(reading.note)
     content = offline_page(reading, draw(reading, args.data_root, args.num_windows)).encode()

@@ -181,7 +181,7 @@ def tones(reading: Reading, data_root: str | Path) -> Picture:
     letter of their group, with a ✗ if they do not fit.
     """
     forms = Forms.load(data_root)
-    tune, body = next(read_poems(reading.text.splitlines(keepends=True)), ("", reading.text))
+    tune, body = next(read_poems(reading.text), ("", reading.text))
     result, clauses = check(tune, body, forms), read_clauses(body)
     title, breaks, due = "no form is known of this text's tune", frozenset(), iter("")
     if result.template is not None:

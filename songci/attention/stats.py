@@ -20,11 +20,14 @@ from tqdm import tqdm
 
 from model import GPT
 from songci import fonts
-from songci.cli import UserError
-from songci.corpus.vocabulary import Vocabulary, check_same_vocabulary, load_dataset, load_vocabulary
+from songci.cli import PACKAGE, UserError
+from songci.corpus.vocabulary import Vocabulary, load_dataset
 from songci.corpus.windows import ScoredWindows
+from songci.text import printable, read_text
 from songci.training.checkpoint import load_model
 from songci.training.measure import mean_loss
+
+POEM = PACKAGE.parent / "data/attnvis/rumengling.txt"
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,12 +78,20 @@ def read(model: GPT, vocabulary: Vocabulary, text: str, name: str = "", title: t
     return Reading(tokens, weights, text, ids, logits[0], model, vocabulary, name, note, title)
 
 
+def example(data_root: str | Path) -> str:
+    """李清照's 如梦令, or the beginning of the validation text of a corpus that lacks its characters."""
+    vocabulary, _, tokens = load_dataset(data_root)
+    poem = read_text(POEM)
+    if set(poem) <= set(vocabulary.chars):
+        return poem
+    text = vocabulary.decode(tokens[:10_000].tolist())
+    return text[text.find("\n+++") + 1 :][:64]  # from a title on, if there is one
+
+
 def load(data_root: str | Path, ckpt_path: str | Path, text: str) -> Reading:
     """read() with the model of a run. Raises UserError too if the run or its data set is missing or of another."""
-    vocabulary = load_vocabulary(data_root)
-    trained = load_model(ckpt_path)
-    check_same_vocabulary(trained.vocabulary, ckpt_path, vocabulary, data_root)
-    return read(trained.model, trained.vocabulary, text, Path(ckpt_path).resolve().name, trained.title)
+    trained = load_model(ckpt_path, data_root=data_root)
+    return read(trained.model, trained.vocabulary, text, printable(Path(ckpt_path).resolve().name), trained.title)
 
 
 def load_existing(data_root: str | Path, ckpt_paths: list[str], text: str) -> list[Reading]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from songci.cli import UserError
+from songci.text import decode
 
 DEFAULT_DATA_ROOT = "data/quansongci"
 
@@ -105,18 +106,9 @@ def distinct(text: str) -> set[str]:
 
 
 def read_corpus(path: Path) -> tuple[str, str]:
-    """The text of a UTF-8 file, without a byte-order mark and with line ends as \\n, and the file's SHA-256.
-
-    Raises UserError for other bytes.
-    """
+    """The text of a file, as decode() gives it, and the file's SHA-256."""
     content = path.read_bytes()
-    try:
-        text = content.decode()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8: byte {error.start} is {content[error.start]:#04x}") from None
-    sha256 = hashlib.sha256(content).hexdigest()
-    del content  # or a gigabyte would lie here twice
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n"), sha256
+    return decode(content, path), hashlib.sha256(content).hexdigest()
 
 
 def load_dataset(data_root: str | Path) -> tuple[Vocabulary, np.ndarray, np.ndarray]:
@@ -164,6 +156,14 @@ def load_vocabulary(data_root: str | Path) -> Vocabulary:
     return vocabulary
 
 
+def fingerprint(*splits: np.ndarray) -> str:
+    """The SHA-256 of a data set's token ids: a run and a data set that do not belong together are found out by it."""
+    digest = hashlib.sha256()
+    for split in splits:
+        digest.update(split)
+    return digest.hexdigest()
+
+
 def read_sha256(path: Path) -> str:
     """The SHA-256 of a file: a hundredth of a second for 全宋词. (hashlib.file_digest is newer than Python 3.10.)"""
     digest = hashlib.sha256()
@@ -184,6 +184,8 @@ def existing_folder(data_root: str | Path) -> Path:
     folder = Path(data_root)
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise UserError(f"{data_root} is a file: give its folder, {folder.parent}")
     siblings = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
     close = difflib.get_close_matches(str(folder), {*siblings, str(Path(DEFAULT_DATA_ROOT))}, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""

@@ -8,16 +8,16 @@ prepare.py learns the forms from the training split and writes them into DATA_RO
 `+++tune`, perhaps with a subject, and what follows; half- or full-width marks, with stanza lines or without.
 """
 
-import json
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from songci.cli import ArgumentParser, UserError, read_text, run
+from songci.cli import ArgumentParser, UserError, run
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary, load_vocabulary, read_splits
 from songci.forms.check import Check, agreement, check
 from songci.forms.poems import Clause, read_clauses, read_poems, tune_of
 from songci.forms.prompt import as_in_corpus
 from songci.forms.templates import Forms, Template
+from songci.text import read_text, to_json
 
 # On a terminal these signs are as wide as a letter, a Chinese character or mark as two: with a blank they are aligned
 SIGNS = {"平": "○ ", "仄": "● ", "中": "◎ "}
@@ -101,7 +101,7 @@ def as_json(templates: list[Template]) -> str:
         }
         for template in templates
     ]
-    return json.dumps(content, ensure_ascii=False) + "\n"
+    return to_json(content) + "\n"
 
 
 def marked(tune: str, body: str, forms: Forms, vocabulary: Vocabulary) -> str:
@@ -158,7 +158,7 @@ def verdict(result: Check) -> str:
 
 def rhymes_report(forms: Forms, val_text: str) -> str:
     """A table of the agreement on held-out poems, by tune, and the commonest rhyming characters of each class."""
-    poems = list(read_poems(val_text.splitlines(keepends=True)))
+    poems = list(read_poems(val_text))
     counts = agreement(poems, forms)
     lines = ["| tune | pairs in one class | pairs | share |", "|---|---|---|---|"]
     agree, pairs = (sum(count[i] for count in counts.values()) for i in (0, 1))
@@ -204,12 +204,12 @@ def main() -> None:
             print(as_json(forms.templates(tune)), end="")
             return
         training, _ = read_splits(args.data_root)
-        print(show(tune, forms, list(read_poems(training.splitlines(keepends=True)))), end="")
+        print(show(tune, forms, list(read_poems(training))), end="")
     elif args.rhymes:
         print(rhymes_report(forms, read_splits(args.data_root)[1]))
     else:
         content = as_in_corpus(read_text(Path(args.check)), vocabulary)
-        poems = list(read_poems(content.splitlines(keepends=True)))
+        poems = list(read_poems(content))
         if not poems:
             raise UserError(f"no poem in {args.check}: a poem begins with a title line such as +++清平乐")
         print("\n".join(marked(tune, body, forms, vocabulary) for tune, body in poems), end="")

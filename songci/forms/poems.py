@@ -1,9 +1,11 @@
 """Reads poems: title lines, and the clauses of a text with the marks that end them."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from io import StringIO
 from itertools import accumulate
+from unicodedata import category
 
 MARKS = {**dict.fromkeys("。！？!?.．｡", "。"), **dict.fromkeys("，；：,;:", "，"), **dict.fromkeys("、､", "、")}
 TITLE = re.compile(r"[+＋]{3}(.*)")
@@ -14,8 +16,8 @@ BLANK = "□"  # in a text that is given: a character to be written; in a corpus
 
 
 def is_character(char: str) -> bool:
-    """Whether it counts as a character of a clause; □ stands for a lost one."""
-    return char.isalnum() or char == BLANK
+    """Whether it counts as a character of a clause; □ stands for a lost one, rare ones can be of private use."""
+    return char.isalnum() or char == BLANK or category(char) == "Co"
 
 
 @dataclass
@@ -72,10 +74,10 @@ def tune_of(title: str) -> str:
     return split_title(title)[0]
 
 
-def read_poems(lines: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """(tune, text) of each poem in the lines of a corpus; what stands before the first title is left out."""
+def read_poems(text: str) -> Iterator[tuple[str, str]]:
+    """(tune, text) of each poem of a corpus; what stands before the first title is left out."""
     tune, body = None, []
-    for line in lines:
+    for line in StringIO(text):  # ended by \n alone, as for the model; str.splitlines() has ten other line ends
         if TITLE.match(line):
             if tune:
                 yield tune, "".join(body)

@@ -48,7 +48,7 @@ def form_scores(poems: list[Poem], forms: Forms) -> dict[str, float]:
         "in the tune's commonest form": mean(result.form and commonest(result, forms) for result in checks),
         "distance of the forms from the training poems'": distance(checks, forms),
         "as many stanzas as the form": mean(
-            len(body.strip().splitlines()) == 1 + len(result.template.breaks)
+            len(body.strip().split("\n")) == 1 + len(result.template.breaks)
             for (_, body), result in zip(poems, checks, strict=True)
             if result.form
         ),

@@ -42,7 +42,7 @@ class FormRules:
         self._codes = np.array([ord(char) for char in chars])  # numpy takes the string "\0" for an empty one
         self._marks = np.array([MARKS.get(char, "") for char in chars])
         self._classes = np.array([forms.classes.get(char, -1) for char in chars])
-        countable = np.array([char.isalnum() for char in chars])
+        countable = np.array([is_character(char) and char != BLANK for char in chars])
         own = [tone_of(char, forms.level) for char in chars]
         self._toned = {tone: countable & [not contrary(tone, of_char) for of_char in own] for tone in "平仄中"}
         self.mask, self.rhyming = cache(self.mask), cache(self.rhyming)

@@ -5,14 +5,17 @@ The equation numbers are those of L. R. Rabiner, Proc. IEEE 77(2), 1989.
 
 import json
 import math
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
 from songci.cli import UserError, atomic_write
 from songci.hmm.files import model_to_json
+from songci.text import to_json
 
 
 def baum_welch(model, sequences: Sequence[np.ndarray]) -> Iterator[tuple]:
@@ -68,28 +71,42 @@ def sample(model, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 # The command line.
 
 
+def identical(*models) -> tuple[str, str] | None:
+    """The first two states that emit alike in each of the models."""
+    for i, j in combinations(range(len(models[0].states)), 2):
+        if all(np.allclose(model.emissionprob[i], model.emissionprob[j], rtol=1e-9) for model in models):
+            return models[0].states[i], models[0].states[j]
+    return None
+
+
 def print_sample(model, length: int, seed: int, as_json: bool) -> None:
     """Prints a sampled sequence and its states."""
     states, obs = sample(model, length, seed)
     states, obs = [model.states[i] for i in states], [model.symbols[o] for o in obs]
     if as_json:
-        print(json.dumps({"states": states, "observations": obs}, ensure_ascii=False))
+        print(to_json({"states": states, "observations": obs}))
     else:  # lines that --obs reads: a comment and a sequence
         print(f"# {','.join(states)}\n{','.join(obs)}")
 
 
 def fit(model, sequences: list, seed: int | None, iters: int, tolerance: float, out: Path | None, as_json: bool):
     """Prints the log-likelihood of all sequences at each step, then the model, which goes into the file `out` too."""
-    steps = []
-    for better, log_likelihood in baum_welch(model if seed is None else random_model(model, seed), sequences):
-        fitted, steps = better, [*steps, log_likelihood]
-        if not as_json:
-            print(f"step {len(steps) - 1}: ln P = {log_likelihood:.10g}", flush=True)
-        if len(steps) > iters or (len(steps) > 1 and steps[-1] - steps[-2] < tolerance):
-            break
+    steps, first = [], model if seed is None else random_model(model, seed)
+    try:
+        for better, log_likelihood in baum_welch(first, sequences):
+            fitted, steps = better, [*steps, log_likelihood]
+            if not as_json:
+                print(f"step {len(steps) - 1}: ln P = {log_likelihood:.10g}", flush=True)
+            if len(steps) > iters or (len(steps) > 1 and steps[-1] - steps[-2] < tolerance):
+                break
+    except UserError as error:  # P(O) = 0
+        raise type(error)(f"{error}; begin with another model, or at random with --seed 1") from None
+    if pair := identical(first, fitted):
+        way = "Baum–Welch never tells identical states apart; --seed 1 begins at random"
+        print(f"{' and '.join(pair)} emit alike, before and after: {way}", file=sys.stderr)
     text = model_to_json(fitted)
     if out:
         with atomic_write(out, "w") as file:
             file.write(text)
     result = {"log_likelihood": steps, "model": json.loads(text)}
-    print(json.dumps(result, ensure_ascii=False) if as_json else "\n" + text.rstrip())
+    print(to_json(result) if as_json else "\n" + text.rstrip())

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from songci.cli import UserError, read_text
+from songci.cli import UserError
 from songci.hmm.kbest import kbest
+from songci.text import read_text, to_json
 
 MATRICES = "startprob", "transmat", "emissionprob"
 
@@ -21,6 +22,7 @@ def load_model(kind: type, path: Path):
     """
     text = read_text(path)
     try:  # of a number, 400 digits are infinite already, and Python refuses to convert more than 4300
+        text = re.sub(r",(\s*[\]}])", r"\1", text)  # a comma after the last is common, and harmless
         content = json.loads(text, parse_int=lambda digits: float(digits[:400]))
     except (json.JSONDecodeError, RecursionError) as error:
         raise UserError(f"{path} is not a JSON file: {error}") from None
@@ -37,6 +39,8 @@ def _read_names(field: str, names) -> list[str]:
     def fits(name) -> bool:
         return isinstance(name, str) and name.strip() and name.isprintable() and not set(name) & set(",，")
 
+    if isinstance(names, list):  # numbers are names too
+        names = [f"{name:g}" if isinstance(name, float) else name for name in names]
     if not isinstance(names, list) or not all(map(fits, names)):
         raise UserError(f"{field} must be a list of names: printable text, not empty, without commas")
     return [name.strip() for name in names]
@@ -45,7 +49,7 @@ def _read_names(field: str, names) -> list[str]:
 def _read_entries(name: str, values):
     if isinstance(values, list):
         return [_read_entries(name, value) for value in values]
-    if isinstance(values, str) and re.fullmatch(r"\d{1,300}/0*[1-9]\d{0,299}", values):
+    if isinstance(values, str) and re.fullmatch(r"\d{1,300}(/0*[1-9]\d{0,299}|\.\d{1,300})?", values.strip()):
         return Fraction(values)
     if isinstance(values, float):
         return values
@@ -68,24 +72,25 @@ def read_sequences(model, given: str) -> list[np.ndarray]:
     """The sequences that `given` holds or names, as arrays of symbols' indices (T,). Raises UserError.
 
     `given` is a sequence such as `H,M,L`, or a text file with one sequence per line. Symbols are separated by commas,
-    or else by blanks. In a file, lines that begin with # are comments.
+    or else by blanks. In a file, lines that begin with # are comments, and empty ones are passed over.
     """
     try:
         is_file = Path(given).exists() and not Path(given).is_dir()  # a pipe is a file too
     except (OSError, ValueError):  # too long for a file name, for example
         is_file = False
     if is_file:
-        lines = enumerate(read_text(given).rstrip().splitlines() or [""], start=1)
-        lines, hint = {f"{given}, line {number}": line for number, line in lines if not line.startswith("#")}, ""
+        lines = enumerate(map(str.strip, read_text(given).split("\n")), start=1)
+        lines = {f"{given}, line {number}": line for number, line in lines if line and not line.startswith("#")}
+        hint = ""
     else:
         lines, hint = {f"--obs {given[:60]!r}": given}, "" if "," in given else ", and there is no file of that name"
         hint += f"; give something like --obs {','.join(model.symbols[:3])}"
     if not lines:
-        raise UserError(f"{given} has no sequence, only comments")
+        raise UserError(f"{given} has no sequence of observations")
     sequences = []
     for place, line in lines.items():
         line = line.replace("，", ",").strip()
-        names = [name.strip() for name in line.split(",")] if "," in line else line.split()
+        names = [name.strip() for name in line.removesuffix(",").split(",")] if "," in line else line.split()
         try:
             sequences.append(model.encode(names if any(names) else []))
         except UserError as error:
@@ -116,7 +121,7 @@ def result_to_json(model, obs: np.ndarray, brief: bool = False, k: int = 0) -> s
         result["kbest"] = [_path(model, *path) for path in kbest(model, obs, k)]
     if model.is_small(obs) and not brief:
         _put_exact(result, model.exactly(obs))
-    return json.dumps(result, ensure_ascii=False, allow_nan=False, default=np.ndarray.tolist)
+    return to_json(result, allow_nan=False, default=np.ndarray.tolist)
 
 
 def _put_exact(result: dict, exact) -> None:

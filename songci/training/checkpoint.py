@@ -10,7 +10,7 @@ import torch
 
 from model import GPT, GPTConfig
 from songci.cli import UserError, atomic_write
-from songci.corpus.vocabulary import Vocabulary, check_same_vocabulary
+from songci.corpus.vocabulary import Vocabulary, check_same_vocabulary, load_vocabulary
 
 SAME_ON_RESUME = [  # flags, and fields of the model's configuration
     *("n_layer", "n_head", "n_embd", "dropout", "no_pos", "no_res", "max_seq_len", "windows", "batchsize", "seed"),
@@ -61,32 +61,57 @@ class Trained(NamedTuple):
     """What a training run has made.
 
     title: the token ids of "\\n+++" if it was trained on windows of poems, so that sampling begins a new window where
-    they occur; empty if its windows began anywhere.
+    they occur; empty if its windows began anywhere. data: the fingerprint() of what it was trained on, "" in old runs.
     """
 
     model: GPT
     vocabulary: Vocabulary
     title: tuple[int, ...] = ()
+    data: str = ""
 
 
-def load_model(ckpt_path: str | Path, device: str | torch.device = "cpu") -> Trained:
-    """The best model of a training run, ready to use. Raises UserError if there is none."""
-    model, vocabulary, checkpoint = load_checkpoint(Path(ckpt_path) / "best.pt", device)
-    return Trained(model.eval(), vocabulary, tuple(checkpoint["title"]))
+def load_model(
+    ckpt_path: str | Path, device: str | torch.device = "cpu", data_root: str | Path | None = None
+) -> Trained:
+    """The best model of a training run, ready to use.
 
-
-def begin_with(model: GPT, path: Path, vocabulary: Vocabulary, data_root: str) -> None:
-    """Gives the model the weights of the checkpoint `path`.
-
-    A shorter window takes the first positions; in a longer one, those that the checkpoint lacks stay as they were.
-    Raises UserError if it is missing or damaged, or if sizes or vocabularies differ.
+    data_root: the data folder that it is used with. Raises UserError if there is no model, or if they do not belong
+    together.
     """
-    other, trained, _ = load_checkpoint(path, model.device)
-    check_same_vocabulary(trained, path, vocabulary, data_root)
+    prepared = None if data_root is None else load_vocabulary(data_root)
+    model, vocabulary, checkpoint = load_checkpoint(run_folder(ckpt_path) / "best.pt", device)
+    if prepared is not None:
+        check_same_vocabulary(vocabulary, ckpt_path, prepared, data_root)
+        vocabulary = prepared  # which may know more names of tunes
+    return Trained(model.eval(), vocabulary, tuple(checkpoint["title"]), checkpoint.get("data", ""))
+
+
+def run_folder(ckpt_path: str | Path) -> Path:
+    """`ckpt_path` as a path. Raises UserError if it is a file, such as the best.pt in the folder."""
+    folder = Path(ckpt_path)
+    if folder.is_file():
+        raise UserError(f"{ckpt_path} is a file: give the folder of the run, {folder.parent}")
+    return folder
+
+
+def check_same_data(trained: str, ckpt_path: str | Path, prepared: str, data_root: str | Path) -> None:
+    """Raises UserError if the fingerprint of what a run was trained on is not that of the data set."""
+    if trained and trained != prepared:
+        changed = f"{ckpt_path} was trained on another text than {data_root} holds now"
+        raise UserError(f"{changed}: give its --data_root, prepare that text again, or train again")
+
+
+def begin_with(model: GPT, ckpt_path: str, data_root: str) -> None:
+    """Gives the model the weights of the best model of another run.
+
+    A shorter window takes the first positions; in a longer one, those that the other lacks stay as they were. Raises
+    UserError if it is missing or damaged, or if sizes or vocabularies differ.
+    """
+    other = load_model(ckpt_path, model.device, data_root).model
     for name in SIZES:
         own, theirs = getattr(model.config, name), getattr(other.config, name)
         if own != theirs:
-            raise UserError(f"--{name} {own} contradicts --init_from {path.parent}, which has {theirs}")
+            raise UserError(f"--{name} {own} contradicts --init_from {ckpt_path}, which has {theirs}")
     weights = other.state_dict()
     if not model.config.no_pos:
         own = model.position_embedding.weight.detach()
@@ -102,6 +127,7 @@ def save_last(trainer) -> None:
         trainer.model,
         trainer.vocabulary,
         trainer.title,
+        data=trainer.data,
         average=None if trainer.average is None else trainer.average.state_dict(),
         optimizers=[optimizer.state_dict() for optimizer in trainer.optimizers],
         scaler=trainer.scaler.state_dict(),
@@ -118,6 +144,7 @@ def resume(trainer) -> None:
     path, args = trainer.folder / "last.pt", trainer.args
     model, vocabulary, checkpoint = load_checkpoint(path, trainer.device)
     check_same_vocabulary(vocabulary, path, trainer.vocabulary, args.data_root)
+    check_same_data(checkpoint.get("data", ""), path, trainer.data, args.data_root)
     try:
         before = {**checkpoint["args"], **asdict(model.config)}
         wanted = {**vars(args), **asdict(trainer.model.config)}

@@ -5,10 +5,13 @@ import glob
 import json
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from songci.cli import UserError, atomic_write
 from songci.corpus.vocabulary import read_sha256
@@ -33,21 +36,29 @@ WHOLE_FIELDS = ["poem_val_loss", "poem_perplexity", "stream_val_loss", "stream_p
 LOG_FIELDS = [*EVALUATION_FIELDS, *WHOLE_FIELDS]
 
 
-def check_folder(folder: Path, resume: bool, overwrite: bool) -> None:
-    """Raises UserError if there is no run to resume, or one that would be overwritten unasked."""
-    found = [name for name in RUN_FILES if (folder / name).exists()]
-    if resume and "last.pt" not in found:
+@contextmanager
+def own_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Makes the run's folder, where no other can write in the meantime: by a lock, which ends with the process.
+
+    Raises UserError if another run is at work there, if there is none to resume, or one that would be lost unasked.
+    """
+    if resume and not (folder / "last.pt").exists():
         raise UserError(f"nothing to resume: no last.pt in {folder}")
-    if found and not (resume or overwrite):
-        raise UserError(f"{folder} holds a run already: go on with --resume, or start again with --overwrite")
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            if any((folder / name).exists() for name in RUN_FILES) and not (resume or overwrite):
+                raise UserError(f"{folder} holds a run already: go on with --resume, or start again with --overwrite")
+            yield
+    except Timeout:
+        raise UserError(f"another training is at work in {folder}: give another --ckpt_path") from None
 
 
 def begin_folder(folder: Path, resume: bool, settings: dict, data_root: Path) -> None:
-    """Makes the run's folder, writes config.json and, unless the run goes on, removes what an earlier one left.
+    """Writes config.json and, unless the run goes on, removes what an earlier one left.
 
     The half-written files of a run that was killed are removed in any case.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     for name in [*RUN_FILES, "config.json"]:
         for path in folder.glob(f".{glob.escape(name)}.*"):
             path.unlink(missing_ok=True)
