@@ -52,10 +52,16 @@ def written_page(folder):
 
 @pytest.fixture(scope="module")
 def executed(folder):
-    """The notebook after one run from top to bottom."""
-    path = shutil.copy(NOTEBOOK, folder / "executed.ipynb")
+    """The notebook after one run from top to bottom, by a kernel that was started elsewhere."""
+    path = shutil.copy(NOTEBOOK, folder / "workdirs" / "executed.ipynb")
     execute(path, folder)
     return path
+
+
+def test_a_kernel_far_from_the_project_is_told_where_to_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"not near .*: start Jupyter in its folder"):
+        exec(code_cells(COMMITTED)[0].source, {})
 
 
 def test_the_page_holds_every_section_and_the_picture_lies_beside_it(written_page):
@@ -64,7 +70,7 @@ def test_the_page_holds_every_section_and_the_picture_lies_beside_it(written_pag
         assert page.count(f"<h2>{title}</h2>") == 1 and len(lines) == 2
     assert page.count("<iframe") == 2 and page.count("data:image/png;base64,") == 3 + 5  # a heatmap a layer
     assert written_page.with_name("attention.png").read_bytes().startswith(b"\x89PNG")
-    assert not list(written_page.parent.glob(".*"))
+    assert {path.name for path in written_page.parent.glob(".*")} == {".lock"}
 
 
 def kinds(notebook) -> list:
