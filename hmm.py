@@ -9,10 +9,10 @@ S2 滞销 (selling badly); the observations are the grades of phone bought month
   python hmm.py --sample 1000 --seed 1                draw a sequence from the model, in a form that --obs reads
 
 A model is a JSON object with startprob (N numbers), transmat (N rows of N), emissionprob (N rows of M), and optional
-names in states (N) and symbols (M). Numbers may be fractions in quotes, "1/3"; rows whose sums
-differ from 1 by at most 0.00001 are divided by these. If several paths are best, the one whose last state has the lowest
-number is chosen; among these, the one with the lowest state before the last, and so on. So it is in small problems,
-solved in fractions; in large ones the rounding of floats may decide.
+names in states (N) and symbols (M). Numbers may be fractions in quotes, "1/3"; rows whose sums differ from 1 by at most
+0.00001 are divided by these. If several paths are best, the one whose last state has the lowest number is chosen; among
+these, the one with the lowest state before the last, and so on. So it is in small problems, solved in fractions; in
+large ones the rounding of floats may decide.
 
 JSON output is an object and a line per sequence, with times, states and symbols counted from 0. A probability below the
 range of floats (about 1e-308) is null, and so is ln 0; log_alpha, log_beta and log_delta hold logarithms. If P(O) = 0,

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
+from songci.forms.draft import Draft
 from songci.forms.poems import BLANK, MARKS, is_character, read_clauses, split_title
-from songci.forms.templates import Forms, Template
+from songci.forms.templates import Forms
 from songci.forms.tones import EITHER, contrary, nearness, tone_of
 
 TONES = {"平": "level", "仄": "oblique"}
@@ -86,7 +87,7 @@ class FormRules:
                 counts.update(of_letter)
         return {number: count / counts.total() for number, count in counts.items()}
 
-    def draw_rhymes(self, draft: "Draft", uniform: Callable[[], float]) -> None:
+    def draw_rhymes(self, draft: Draft, uniform: Callable[[], float]) -> None:
         """Gives each group of rhymes that has no class yet one of its tone, as often as the template's poems have it.
 
         Or any, as often as the corpus has it, as if one poem more had drawn it so. Two groups get two classes.
@@ -102,7 +103,7 @@ class FormRules:
             if weights:
                 draft.groups[letter] = weighted(weights, uniform())
 
-    def settle(self, draft: "Draft") -> bool:
+    def settle(self, draft: Draft) -> bool:
         """Whether --acrostic and --rhyme can be kept in the draft, whose groups get the classes that they ask for."""
         groups, template = draft.groups, draft.template
         if self.rhyme:
@@ -126,13 +127,13 @@ class FormRules:
         """The title lines of the tunes of which some template can be had."""
         return [f"+++{tune}\n" for tune in self.forms.tunes if self.drafts(tune, "")]
 
-    def begun(self, tune: str) -> list["Draft"]:
+    def begun(self, tune: str) -> list[Draft]:
         """A poem of which nothing is written, in each template of the tune, or in the one that --template asks for."""
         templates = self.forms.templates(tune)
         chosen = templates[self.template - 1 : self.template] if self.template else templates
-        return [Draft(self, template) for template in chosen]
+        return [Draft(template, self.forms.classes) for template in chosen]
 
-    def drafts(self, tune: str, body: str) -> list["Draft"]:
+    def drafts(self, tune: str, body: str) -> list[Draft]:
         """The beginning of a poem in each of the tune's templates that fit it and what is asked for."""
         drafts = [draft for draft in self.begun(tune) if draft.lay(body) and self.settle(draft)]
         # What is rare or punctuated otherwise is taken if nothing else fits
@@ -150,79 +151,6 @@ def weighted(weights: dict, uniform: float):
     """One of the keys, in proportion to its weight, by a number in [0, 1)."""
     point, bounds = uniform * sum(weights.values()), accumulate(weights.values())
     return next((key for key, bound in zip(weights, bounds, strict=True) if point < bound), [*weights][-1])
-
-
-class Draft:
-    """The beginning of a poem in one template.
-
-    at: the number of slots filled; groups: the classes of its rhymes so far, by letter; rhymed: the rhyme characters;
-    same_marks: whether all its marks are those of the template, not 。 for ， or the other way round.
-    given: {slot: what has to stand there}; pauses: the slots before which 、 has to; laid: the number of slots of a
-    text with blanks that is given, in which there is no other 、.
-    """
-
-    def __init__(self, rules: FormRules, template: Template):
-        self.rules, self.template = rules, template
-        self.at, self.groups, self.rhymed = 0, {}, ""
-        self.paused = False
-        self.same_marks = True
-        self.given: dict[int, str] = {}
-        self.pauses, self.laid = set(), 0
-
-    def copy(self) -> "Draft":
-        other = copy.copy(self)
-        other.groups = {**self.groups}
-        return other  # what is given stays as it is
-
-    def begins(self) -> list[int]:
-        """The slots to come that begin sentences and are not given."""
-        return [i for i, slot in enumerate(self.template.slots) if slot.begins and i >= self.at and i not in self.given]
-
-    @property
-    def done(self) -> bool:
-        return self.at == len(self.template.slots)
-
-    def lay(self, text: str) -> bool:
-        """Takes a text that is given, up to its first blank, and notes what follows; returns whether all of it fits."""
-        blank = None  # the first: its slot, and whether 、 stands before it
-        for char in text:
-            before, paused = self.at, self.paused
-            if not self.take(char):
-                return False
-            if char == BLANK:
-                blank = blank or (self.at - 1, paused)
-            elif blank and self.at > before:
-                self.given[self.at - 1] = char
-            elif blank and MARKS.get(char) == "、":
-                self.pauses.add(self.at)
-        if blank:
-            self.laid, (self.at, self.paused) = self.at, blank
-        return True
-
-    def take(self, char: str) -> bool:
-        """Goes on with a character, if it fits; returns whether it does."""
-        slots, mark = self.template.slots, MARKS.get(char)
-        due = slots[self.at] if not self.done else None
-        if char == "\n":  # a text that is given may have its lines otherwise
-            self.at += due is not None and due.mark == "\n"
-            return due is None or due.mark == "\n" or self.at == 0 or slots[self.at - 1].mark != ""
-        if mark == "、" or (mark is None and not is_character(char)):
-            self.paused = mark == "、"
-            return True
-        if due is not None and due.mark == "\n":
-            self.at += 1
-            due = slots[self.at]
-        if due is None or (mark is None) != (due.mark == ""):
-            return False
-        if mark is not None:
-            self.same_marks &= mark == due.mark
-        elif due.rhyme and char != BLANK:
-            own = self.rules.forms.classes.get(char)
-            if own is None or self.groups.setdefault(due.rhyme, own) != own:
-                return False
-            self.rhymed += char
-        self.at, self.paused = self.at + 1, False
-        return True
 
 
 class FormWriter:

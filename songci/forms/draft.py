@@ -1,0 +1,79 @@
+"""A poem in one template as far as it stands: what is written of it, and what is given of the rest."""
+
+import copy
+
+from songci.forms.poems import BLANK, MARKS, is_character
+from songci.forms.templates import Template
+
+
+class Draft:
+    """The beginning of a poem in one template, by the classes of rhymes {character: class}.
+
+    at: the number of slots filled; groups: the classes of its rhymes so far, by letter; rhymed: the rhyme characters;
+    same_marks: whether all its marks are those of the template, not 。 for ， or the other way round.
+    given: {slot: what has to stand there}; pauses: the slots before which 、 has to; laid: the number of slots of a
+    text with blanks that is given, in which there is no other 、.
+    """
+
+    def __init__(self, template: Template, classes: dict[str, int]):
+        self.template, self.classes = template, classes
+        self.at, self.groups, self.rhymed = 0, {}, ""
+        self.paused = False
+        self.same_marks = True
+        self.given: dict[int, str] = {}
+        self.pauses, self.laid = set(), 0
+
+    def copy(self) -> "Draft":
+        other = copy.copy(self)
+        other.groups = {**self.groups}
+        return other  # what is given stays as it is
+
+    def begins(self) -> list[int]:
+        """The slots to come that begin sentences and are not given."""
+        return [i for i, slot in enumerate(self.template.slots) if slot.begins and i >= self.at and i not in self.given]
+
+    @property
+    def done(self) -> bool:
+        return self.at == len(self.template.slots)
+
+    def lay(self, text: str) -> bool:
+        """Takes a text that is given, up to its first blank, and notes what follows; returns whether all of it fits."""
+        blank = None  # the first: its slot, and whether 、 stands before it
+        for char in text:
+            before, paused = self.at, self.paused
+            if not self.take(char):
+                return False
+            if char == BLANK:
+                blank = blank or (self.at - 1, paused)
+            elif blank and self.at > before:
+                self.given[self.at - 1] = char
+            elif blank and MARKS.get(char) == "、":
+                self.pauses.add(self.at)
+        if blank:
+            self.laid, (self.at, self.paused) = self.at, blank
+        return True
+
+    def take(self, char: str) -> bool:
+        """Goes on with a character, if it fits; returns whether it does."""
+        slots, mark = self.template.slots, MARKS.get(char)
+        due = slots[self.at] if not self.done else None
+        if char == "\n":  # a text that is given may have its lines otherwise
+            self.at += due is not None and due.mark == "\n"
+            return due is None or due.mark == "\n" or self.at == 0 or slots[self.at - 1].mark != ""
+        if mark == "、" or (mark is None and not is_character(char)):
+            self.paused = mark == "、"
+            return True
+        if due is not None and due.mark == "\n":
+            self.at += 1
+            due = slots[self.at]
+        if due is None or (mark is None) != (due.mark == ""):
+            return False
+        if mark is not None:
+            self.same_marks &= mark == due.mark
+        elif due.rhyme and char != BLANK:
+            own = self.classes.get(char)
+            if own is None or self.groups.setdefault(due.rhyme, own) != own:
+                return False
+            self.rhymed += char
+        self.at, self.paused = self.at + 1, False
+        return True
