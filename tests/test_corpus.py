@@ -578,6 +578,16 @@ def test_the_real_shi_go_with_the_vocabulary_of_quansongci(real_root, call, no_n
     assert kinds.most_common(4) == [("七言绝句", 82640), ("七言律诗", 68161), ("古体诗", 68002), ("五言律诗", 60058)]
 
 
+@pytest.mark.slow
+def test_a_full_disk_while_the_shi_are_made_leaves_nothing_half_made(real_root, tmp_path):
+    """As if it were: no file may become larger than 8 MiB, a quarter of the text."""
+    shutil.copy(real_root.parent / chinese_poetry.ARCHIVE, tmp_path)
+    command = f"ulimit -f 8192; exec {sys.executable} prepare.py --data_root '{tmp_path / 'shi'}'"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "File too large" in done.stderr, done.stderr
+    assert os.listdir(tmp_path / "shi") == []
+
+
 # --- another folder's vocabulary --------------------------------------------------------------------------------------
 
 
