@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +23,7 @@ from songci import fonts
 from songci.cli import PACKAGE, UserError
 from songci.corpus.vocabulary import Vocabulary, load_dataset
 from songci.corpus.windows import ScoredWindows
+from songci.forms.poems import is_character
 from songci.text import printable, read_text
 from songci.training.checkpoint import load_model
 from songci.training.measure import mean_loss
@@ -154,8 +155,9 @@ def uniform_statistics(text: str) -> np.ndarray:
 
 def same_places(text: str) -> list[tuple[int, int]]:
     """Pairs (i, j): j stands as far into the previous clause as i stands into its own; titles do not count."""
-    found = re.finditer(r"^\+\+\+.*$|\w+", text, re.MULTILINE)  # titles and clauses
-    clauses = [range(*match.span()) for match in found if not match[0].startswith("+++")]
+    lines = (range(*line.span()) for line in re.finditer("[^\n]+", text) if not line[0].startswith("+++"))
+    runs = (run for line in lines for within, run in groupby(line, lambda i: is_character(text[i])) if within)
+    clauses = map(list, runs)
     return [pair for before, clause in pairwise(clauses) for pair in zip(clause, before, strict=False)]
 
 
