@@ -24,10 +24,11 @@ from songci.cache import KVCache
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, read_splits
 from songci.evaluate import table
 from songci.forms.check import check
+from songci.forms.draft import Draft
 from songci.forms.poems import read_clauses, read_poems
 from songci.forms.scores import diversity, han, mean
 from songci.forms.templates import Forms
-from songci.forms.writer import Draft, FormRules
+from songci.forms.writer import FormRules
 from songci.generation import FORM_CONTROLS, Step, Text, next_logits
 from songci.samples import finished
 from songci.training.checkpoint import Trained, load_model
@@ -49,7 +50,7 @@ def main_rhyme(tune: str, body: str, forms: Forms) -> int | None:
 
 def rhyme_costs(text: Text, rules: FormRules) -> list[float]:
     """What the form kept, as a log, at each rhyming place of a finished poem."""
-    draft, costs = Draft(rules, text.form.draft.template), []
+    draft, costs = Draft(text.form.draft.template, rules.forms.classes), []
     for token, (_, kept, _) in zip(text.new, text.records, strict=True):
         char, at = rules.vocabulary.chars[token], draft.at
         draft.take(char)
