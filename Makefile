@@ -1,5 +1,6 @@
 # make demo      everything once: environment, corpus, training, poems, the HMM exercise
 # make poet      better poems: an hour's training on two cores, on ten times the text; MINUTES=20 for a shorter one
+# make page      a page to compose on, in the browser
 # make test      the tests, in two minutes; make test-slow the rest of them, make test-all both
 # make lint      formatter and linter
 # make ablation  the handout's experiment: no positions, no residual connections
@@ -25,7 +26,7 @@ step = @echo "== $(1)"; start=$$(date +%s); { $(2); } && echo "   took $$(( $$(d
 has_torch = $(1) -c 'import re, importlib.metadata as m, sys; \
 	sys.exit([int(n) for n in re.findall(r"\d+", m.version("torch"))[:2]] < [2, 9])' 2>/dev/null
 
-.PHONY: demo poet test test-slow test-all lint ablation exercise clean
+.PHONY: demo poet page test test-slow test-all lint ablation exercise clean
 .DELETE_ON_ERROR:
 
 demo: $(RUN)/samples.txt .venv/installed
@@ -44,7 +45,15 @@ demo: $(RUN)/samples.txt .venv/installed
 		$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -r .venv/requirements.txt)
 	@touch $@
 
-.venv/installed-dev: requirements-dev.txt .venv/installed
+.venv/installed-page: requirements-page.txt .venv/installed
+	$(call step,Packages of requirements-page.txt, \
+		$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements-page.txt)
+	@touch $@
+
+page: .venv/installed-page $(RUN)/result.json
+	@$(PY) -m songci.page
+
+.venv/installed-dev: requirements-dev.txt requirements-page.txt .venv/installed
 	$(call step,Packages of requirements-dev.txt, \
 		$(PY) -m pip install --disable-pip-version-check $(PIP_ARGS) -r requirements-dev.txt)
 	@touch $@

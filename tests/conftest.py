@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import random
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -204,3 +205,18 @@ def assert_same_run(a: Path, b: Path) -> None:
         assert one.keys() == other.keys() and all(one[key].equal(other[key]) for key in one)
     for row, other in zip(read_log(a), read_log(b), strict=True):
         assert {**row, "tokens_per_second": 0} == {**other, "tokens_per_second": 0}
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="session")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: requirements-dev.txt")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine: apt install chromium")
+    with sync_api.sync_playwright() as playwright:
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
+        yield browser
+        browser.close()

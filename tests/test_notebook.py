@@ -25,7 +25,6 @@ from songci.attention.page import EXPLAINED
 pytestmark = pytest.mark.slow  # a kernel, a server, a browser
 LOCAL = re.compile(r"(data|blob|about|file):|(http|ws)s?://(localhost|127\.0\.0\.1)[:/]")
 COMMITTED = nbformat.read(NOTEBOOK, as_version=4)
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 @pytest.fixture(scope="module")
@@ -114,18 +113,6 @@ def test_the_notebook_has_its_paths_in_one_cell_and_explains_each_view_and_pictu
 
 
 # In a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: requirements-dev.txt")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium on this machine: apt install chromium")
-    with sync_api.sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=flags)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

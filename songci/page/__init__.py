@@ -1,0 +1,1 @@
+"""A page to compose on, in the browser: python -m songci.page."""
