@@ -104,7 +104,7 @@ class Page:
         """
         trained = self.opened(ckpt_path)
         rules = FormRules(self.forms, trained.vocabulary, template=poem.checked(text, self.forms).number)
-        before, encode = Text(trained, text[:at], 1, rules=rules), trained.vocabulary.encode
+        before, encode = Text(trained, poem.with_chars(text, [at]), 1, rules=rules), trained.vocabulary.encode
         [token], allowed = encode(text[at]).tolist(), before.form.allowed().clone()
         allowed[token] = True
         rest = encode(text[at + 1 : text.find("。", at) + 1 or None]).tolist()
@@ -148,11 +148,12 @@ class Page:
         return f'<pre class="pattern">{escape(drawn(chosen))}</pre>', gr.skip() if own else blanks
 
     def write(self, ckpt_path, tune, template, rhyme, acrostic, draft, count, desk, progress=gr.Progress()) -> Iterator:  # noqa: B008
-        """Candidates, each shown as soon as it is there; a tab that is closed ends them."""
+        """Candidates, each shown as soon as it is there; a tab that is closed ends them. A draft may have its title."""
         seed, found, cards = random.randrange(2**31), [], ""
         for i in range(count):
             progress((i, count))
-            sample = self.written(ckpt_path, f"+++{tune}\n{draft}", template, rhyme, acrostic, seed + i)
+            start = draft if draft.startswith("+++") else f"+++{tune}\n{draft}"
+            sample = self.written(ckpt_path, start, template, rhyme, acrostic, seed + i)
             cards += poem.as_html(sample.text, self.forms, name=str(i))
             found.append(sample.text)
             yield f'<div class="cards">{cards}</div>', replace(desk, candidates=tuple(found))
