@@ -123,12 +123,17 @@ def draw(rows: dict[str, tuple[str, float, float]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     axes = (figure := Figure(figsize=(7, 4.5), layout="constrained")).subplots()
-    for color, size in enumerate(dict.fromkeys(size for size, _, _ in rows.values())):
+    for color, size in enumerate(sorted({size for size, _, _ in rows.values()}, key=int)):
         points = sorted((minutes, value) for of_size, minutes, value in rows.values() if of_size == size)
-        axes.plot(*zip(*points, strict=True), marker="o", color=f"C{color}", label=size)
+        axes.plot(*zip(*points, strict=True), marker="o", color=f"C{color}", label=f"{size} channels")
     for name, (_, minutes, value) in rows.items():
-        axes.annotate(" with shi" * bool(RUNS[name].begins), (minutes, value), fontsize=8)
-    axes.set(xscale="log", yscale="log", xlabel="minutes of training", ylabel="poem perplexity, held-out 全宋词")
+        axes.annotate(
+            "shi first" * bool(RUNS[name].begins), (minutes, value), (-8, -14), textcoords="offset points", fontsize=8
+        )
+    axes.set(xscale="log", yscale="log", xlabel="minutes of training", ylabel="poem perplexity, held-out ci")
+    for axis, ticks in ((axes.xaxis, (2, 5, 10, 20, 50, 100, 200)), (axes.yaxis, (50, 60, 70, 80, 90, 100))):
+        axis.set_ticks(ticks, map(str, ticks))
+        axis.set_ticks([], minor=True)
     axes.grid(alpha=0.3, which="both")
     axes.legend()
     figure.savefig(path, dpi=120)
