@@ -112,7 +112,7 @@ def test_a_text_stops_at_the_next_title_and_the_others_go_on(monkeypatch):
 def test_likelihoods_and_what_a_form_allows_are_exact(tuned_root, tuned_ckpt):
     """Against the model's own softmax over the whole vocabulary, recomputed for each step of a poem."""
     trained = load_model(tuned_ckpt)
-    model, vocabulary, title = trained
+    model, vocabulary, title, _ = trained
     rules, start = FormRules(Forms.load(tuned_root), vocabulary), "+++清平乐\n"
     [sample] = samples(trained, start, 1, 0, seed=3, rules=rules, measure=True)
     form, context = FormWriter(rules, start, lambda: 0.5), Context(16, title, vocabulary.encode(start).tolist())
