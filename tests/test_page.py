@@ -2,12 +2,15 @@
 
 import io
 import json
+import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -55,14 +58,15 @@ def test_the_picture_has_the_poem_from_right_to_left():
 # In a browser
 
 
-@pytest.fixture(scope="module")
-def server(tuned_root, tuned_ckpt):
+@contextmanager
+def serving(data_root, workdirs):
+    """The address of the page, in a process of its own; what it says at the end is checked."""
     pytest.importorskip("gradio", reason="gradio is not installed: requirements-page.txt")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "songci.page", "--no_browser", "--port", str(port)]
-    command += ["--data_root", str(tuned_root), "--workdirs", str(tuned_ckpt.parent)]
+    command += ["--data_root", str(data_root), "--workdirs", str(workdirs)]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     address = f"http://127.0.0.1:{port}"
     for _ in range(600):
@@ -72,10 +76,35 @@ def server(tuned_root, tuned_ckpt):
         except OSError:
             assert process.poll() is None, process.stdout.read()
             time.sleep(0.1)
-    yield address
-    process.terminate()
-    said = process.communicate()[0]
+    try:
+        yield address
+    finally:
+        process.terminate()
+        said = process.communicate()[0]
     assert "only this machine can open it" in said and "Traceback" not in said, said
+
+
+@pytest.fixture(scope="module")
+def server(tuned_root, tuned_ckpt):
+    with serving(tuned_root, tuned_ckpt.parent) as address:
+        yield address
+
+
+@pytest.mark.slow
+def test_without_a_run_the_page_says_which_command_makes_one(tuned_root, tmp_path):
+    with serving(tuned_root, tmp_path) as address:
+        page = urllib.request.urlopen(address).read().decode()
+    assert "`make demo` makes one" in page and "里还没有训练好的模型" in page
+
+
+def test_a_run_that_is_being_trained_is_opened_anew(tuned_root, tuned_ckpt, tmp_path):
+    desk = pytest.importorskip("songci.page.desk", reason="gradio is not installed: requirements-page.txt")
+    run = shutil.copytree(tuned_ckpt, tmp_path / "run")
+    page = desk.Page(str(tuned_root), [str(run)])
+    first = page.opened(str(run))
+    assert page.opened(str(run)) is first
+    os.utime(run / "best.pt", (1, 1))
+    assert page.opened(str(run)) is not first
 
 
 @pytest.fixture
