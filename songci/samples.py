@@ -120,8 +120,7 @@ def read_start(start: str) -> str:
 
 
 def possible_start(vocabulary: Vocabulary, *wished: str) -> str:
-    """The first of these texts, or else of a few marks, that the corpus has the characters for: by default a text
-    begins with something that not every corpus has."""
+    """The first of these texts, or else of a few marks, that a corpus has the characters for; else one of these."""
     known = set(vocabulary.chars)
     possible = (text for text in (*wished, "\n", "。", " ") if set(text) <= known)
     return next(possible, vocabulary.chars[len(vocabulary) // 2])

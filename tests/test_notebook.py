@@ -11,6 +11,7 @@ import time
 import urllib.request
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -57,8 +58,8 @@ def executed(folder):
     return path
 
 
-def test_a_kernel_far_from_the_project_is_told_where_to_start(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_kernel_far_from_the_project_is_told_where_to_start(monkeypatch):
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/far/away"))
     with pytest.raises(FileNotFoundError, match=r"not near .*: start Jupyter in its folder"):
         exec(code_cells(COMMITTED)[0].source, {})
 

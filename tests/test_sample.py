@@ -239,7 +239,7 @@ def test_acrostic_rhyme_and_first_line_together(poems, tuned_root):
 def write_poems(tuned_root, tuned_ckpt, monkeypatch):
     """sample.py's main(), with a model that is loaded once."""
     trained, forms = load_model(tuned_ckpt), Forms.load(tuned_root)
-    monkeypatch.setattr(sample, "load", lambda args: (trained, trained.vocabulary))
+    monkeypatch.setattr(sample, "load", lambda args: trained)
     monkeypatch.setattr(sample.Forms, "load", lambda folder: forms)
 
     def write(*flags):
