@@ -371,6 +371,7 @@ def test_a_second_training_in_a_folder_is_refused_and_a_killed_one_leaves_no_loc
     train_tiny(data_root, folder, "--overwrite")
 
 
+@pytest.mark.slow
 def test_a_folder_whose_name_is_no_text_holds_a_run_like_any_other(data_root, tmp_path):
     """As unzipped from a Chinese Windows: 你好 in GBK."""
     folder = tmp_path / os.fsdecode("你好".encode("gbk"))
