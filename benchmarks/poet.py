@@ -48,6 +48,9 @@ RUNS = {  # by width, texts, and minutes of two cores or millions of tokens
     "192-20min": Run(f"--model poet --iters 1700 {AFTER_SHI}", "192-shi-6M"),  # make poet MINUTES=20
     "192-shi-18M": Run(f"--model poet --iters 4500 {SHI}"),
     "192-60min": Run(f"--model poet --iters 5100 {AFTER_SHI}", "192-shi-18M"),  # make poet
+    # The same characters of 全宋词 in smaller batches, and so twice the steps
+    "192-20min-16": Run(f"--model poet --batchsize 16 --iters 3400 {AFTER_SHI}", "192-shi-6M"),
+    "192-60min-16": Run(f"--model poet --batchsize 16 --iters 10200 {AFTER_SHI}", "192-shi-18M"),
     "192-shi-37M": Run(f"--model poet --iters 9000 {SHI}"),
     "192-120min": Run(f"--model poet --iters 10200 {AFTER_SHI}", "192-shi-37M"),
     "256-shi-18M": Run(f"--model poet --n_embd 256 --iters 4500 {SHI}"),
