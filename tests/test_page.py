@@ -213,11 +213,12 @@ def test_it_speaks_chinese_and_keeps_a_draft_and_says_what_is_wrong_in_a_sentenc
         card.wait_for()
         assert "".join(card.locator("[data-i]").all_text_contents())[1] == "一"
     draft.fill("+++清平乐\n□□□东。")  # with its own title
-    page.wait_for_timeout(500)  # a second click counts when the first is done
+    page.wait_for_timeout(1000)  # a click counts when the one before is done
     page.locator("#write").click()
-    page.locator("#candidates h3", has_text="清平乐").first.wait_for()
+    page.locator("#candidates h3", has_text="清平乐").nth(2).wait_for()
     for wrong, told in (("□x。", "not in the vocabulary: 'x'"), ("□□□□□□□。", "fits no template of 如梦令")):
         draft.fill(wrong)
+        page.wait_for_timeout(1000)
         page.locator("#write").click()
         page.get_by_text(told).first.wait_for()
         assert "Traceback" not in page.content()
