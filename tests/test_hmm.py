@@ -382,6 +382,7 @@ def test_what_people_write_by_hand_is_taken_for_what_they_mean(write):
         '[0.2, 0.3, 0.5], [1, 0, 0]], "emissionprob": [[1, 0], [0, 1], [0.5, 0.5]], "symbols": [0, 1]}'
     )
     model = load_model(HMM, thirds)
+    assert load_model(HMM, write({**GOOD, "symbols": [1234567, 0.25]})).symbols == ("1234567", "0.25")
     assert model.symbols == ("0", "1") and model.startprob.tolist() == pytest.approx([1 / 3] * 3, abs=1e-15)
     assert model.exact[0].tolist() == [F(1, 3)] * 3 and model.exact[1][0].tolist() == [F(1, 3), F(1, 4), F(5, 12)]
     [obs] = read_sequences(model, "0,1,0,")

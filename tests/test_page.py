@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from conftest import RHYMES, ROOT, TUNES
+from conftest import RHYMES, ROOT, TUNES, run_script
 from PIL import Image
 
 from songci.forms.templates import Forms
@@ -95,6 +95,18 @@ def test_without_a_run_the_page_says_which_command_makes_one(tuned_root, tmp_pat
     with serving(tuned_root, tmp_path) as address:
         page = urllib.request.urlopen(address).read().decode()
     assert "`make demo` makes one" in page and "里还没有训练好的模型" in page
+
+
+@pytest.mark.slow
+def test_an_address_that_is_taken_or_not_ours_is_one_line(tuned_root, tmp_path):
+    pytest.importorskip("gradio", reason="gradio is not installed: requirements-page.txt")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for flags in (["--port", taken.getsockname()[1]], ["--host", "203.0.113.1"]):
+            done = run_script("songci.page", "--no_browser", "--workdirs", tmp_path, *flags)
+            assert done.returncode == 2 and done.stderr.count("error: cannot listen on") == 1, done.stderr
+            assert "Traceback" not in done.stderr
 
 
 def test_a_run_that_is_being_trained_is_opened_anew(tuned_root, tuned_ckpt, tmp_path):

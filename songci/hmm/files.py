@@ -40,7 +40,7 @@ def _read_names(field: str, names) -> list[str]:
         return isinstance(name, str) and name.strip() and name.isprintable() and not set(name) & set(",，")
 
     if isinstance(names, list):  # numbers are names too
-        names = [f"{name:g}" if isinstance(name, float) else name for name in names]
+        names = [repr(name).removesuffix(".0") if isinstance(name, float) else name for name in names]
     if not isinstance(names, list) or not all(map(fits, names)):
         raise UserError(f"{field} must be a list of names: printable text, not empty, without commas")
     return [name.strip() for name in names]
