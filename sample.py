@@ -32,7 +32,8 @@ from songci.lookahead import PARTICLES
 from songci.samples import Sample, possible_start, read_start, samples
 from songci.text import to_json
 from songci.training.checkpoint import Trained, load_model
-from songci.training.device import choose_device, few_threads, seed_of
+from songci.training.device import choose_device, seed_of
+from songci.training.threads import few_threads
 
 SEPARATOR = "-" * 15
 

@@ -50,6 +50,7 @@ from songci.training.runlog import (
     write_log,
     write_result,
 )
+from songci.training.threads import considerate_threads
 
 
 class Trainer:
@@ -304,6 +305,7 @@ def main() -> None:
 def train_in(trainer: Trainer) -> None:
     """A whole run in its folder; of several processes, only the first writes and reports."""
     args, main = trainer.args, trainer.parallel.main
+    considerate_threads(torch.get_num_threads())
     if args.resume:
         resume(trainer)
     if main:

@@ -27,7 +27,8 @@ from songci.forms.writer import FormRules
 from songci.generation import FORM_CONTROLS, Text
 from songci.samples import finished
 from songci.training.checkpoint import load_model
-from songci.training.device import choose_device, few_threads, seed_of
+from songci.training.device import choose_device, seed_of
+from songci.training.threads import few_threads
 
 
 def blanked(text: str) -> str:

@@ -32,7 +32,8 @@ from songci.forms.writer import FormRules
 from songci.generation import DEFAULT, FORM_CONTROLS
 from songci.samples import samples
 from songci.training.checkpoint import load_model
-from songci.training.device import choose_device, few_threads
+from songci.training.device import choose_device
+from songci.training.threads import few_threads
 
 
 def row(name: str, people: str, checks: list[Check], forms: Forms, seconds: float) -> str:

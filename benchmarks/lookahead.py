@@ -32,7 +32,8 @@ from songci.forms.writer import FormRules
 from songci.generation import FORM_CONTROLS, Step, Text, next_logits
 from songci.samples import finished
 from songci.training.checkpoint import Trained, load_model
-from songci.training.device import choose_device, few_threads, seed_of
+from songci.training.device import choose_device, seed_of
+from songci.training.threads import few_threads
 
 
 def line_ends(body: str) -> list[str]:

@@ -35,9 +35,9 @@ from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary, load_dataset
 from songci.corpus.windows import ScoredWindows
 from songci.generation import Context, Controls, Text, generate, next_logits, sample_next
 from songci.training.checkpoint import Trained, load_model
-from songci.training.device import few_threads
 from songci.training.loss import perplexity
 from songci.training.measure import mean_loss
+from songci.training.threads import few_threads, threads_for
 
 VOCAB_SIZE, SEQ_LEN = 5916, 64
 
@@ -53,8 +53,9 @@ def new_texts(model: GPT, texts: int, tokens: int) -> list[Text]:
 
 
 def ours(model: GPT, texts: int, tokens: int) -> None:
-    for _ in generate(model, new_texts(model, texts, tokens)):
-        pass
+    with threads_for(texts):
+        for _ in generate(model, new_texts(model, texts, tokens)):
+            pass
 
 
 @torch.inference_mode()

@@ -2,15 +2,18 @@
 
 import os
 
+SPIN_COUNT = "20000"
 
-def let_threads_sleep() -> str:
-    """How long the threads of a product wait awake for the next one, where GNU's OpenMP runs them, as in Linux wheels.
 
-    Without a bound they keep their cores busy while they wait, and beside one other busy program training can fall to a
-    sixth of its speed (benchmarks/busy.py). OpenMP reads this when torch is imported, so this package comes before it.
+def let_threads_sleep() -> bool:
+    """Bounds how long threads wait awake for each other where GNU's OpenMP runs them, as in Linux wheels.
+
+    Without a bound they keep their cores busy while they wait, and beside one other busy program sampling by two
+    threads falls to a fiftieth of its speed. OpenMP reads this when torch is imported, so this package comes before it.
+    Returns whether it was left to us to say: songci/training/threads.py does more.
     """
-    chosen = "OMP_WAIT_POLICY" in os.environ  # by the user, whose word it is
-    return "" if chosen else os.environ.setdefault("GOMP_SPINCOUNT", "20000")
+    free = "OMP_WAIT_POLICY" not in os.environ
+    return free and os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT) == SPIN_COUNT
 
 
-SPIN_COUNT = let_threads_sleep()
+WAITS_ARE_OURS = let_threads_sleep()

@@ -30,9 +30,10 @@ from songci.forms.writer import FormRules
 from songci.generation import DEFAULT, FORM_CONTROLS, Text
 from songci.samples import finished, possible_start, read_start, samples
 from songci.training.checkpoint import Trained, check_same_data, load_model, run_folder
-from songci.training.device import few_threads, seed_of
+from songci.training.device import seed_of
 from songci.training.loss import perplexity
 from songci.training.runlog import plot_curves, read_log
+from songci.training.threads import few_threads
 
 CURVES = ["train_loss", "val_loss", "train_perplexity", "val_perplexity"]
 PICTURES = [".png", ".jpg", ".svg", ".pdf"]

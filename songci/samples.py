@@ -16,6 +16,7 @@ from songci.generation import DEFAULT, Controls, Text, generate
 from songci.text import read_text
 from songci.training.checkpoint import Trained
 from songci.training.device import seed_of
+from songci.training.threads import threads_for
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,10 @@ def finished(
     """Writes texts to their ends, and with `measure` sums up how likely the model finds them. As samples()."""
     ahead = particles > 1 and texts[0].form is not None
     write = partial(lookahead.generate, particles=particles) if ahead else generate
-    for step in write(trained.model, texts, controls):
-        if measure:
-            step.record()
+    with threads_for(len(texts) * (particles if ahead else 1)):
+        for step in write(trained.model, texts, controls):
+            if measure:
+                step.record()
     return [
         Sample(
             str(text),

@@ -1,14 +1,17 @@
 """The training room: optimiser, loss, measures, checkpoints, the machine, and the folder of a run."""
 
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
 import math
+import os
 import platform
 import random
 import subprocess
 import sys
+import time
 from unittest.mock import Mock
 
 import matplotlib.image
@@ -27,13 +30,14 @@ from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
 from songci.corpus.windows import IGNORE, ScoredWindows, stack_windows
 from songci.generation import Context
-from songci.training import device, runlog
+from songci.training import device, runlog, threads
 from songci.training.checkpoint import load_checkpoint, load_model, save_checkpoint
-from songci.training.device import choose_device, choose_dtype, few_threads, seed_of, settle
+from songci.training.device import choose_device, choose_dtype, seed_of, settle
 from songci.training.loss import TrainingLoss, head_loss, perplexity
 from songci.training.measure import Measures, mean_loss
 from songci.training.optim import Muon, make_optimizers, orthogonalize, schedule
 from songci.training.runlog import LOG_FIELDS, RUN_FILES, log_line, own_folder, plot_curves, read_log, write_log
+from songci.training.threads import MANY, few_threads, threads_for
 
 VOCABULARY = Vocabulary("".join(map(chr, range(50, 100))), {"a": "b"})  # for SIZES[0]
 
@@ -430,6 +434,70 @@ def test_sampling_from_a_small_model_takes_one_thread(monkeypatch):
     assert threads == []
     few_threads(make(SIZES[0]))
     assert threads == [1]
+
+
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, threads cannot be told how to wait")
+
+
+@on_linux
+def test_threads_wait_asleep_while_others_want_the_cores(monkeypatch):
+    others, clock, crowds, found = iter([0, 0, 0.1, 0.6, 1.0, 0.1, 0, 0.9]), np.zeros(3), [], []
+
+    def used(cpus):  # each second our two threads use what others leave of two cores
+        found.append([teams for end, teams in crowds if not end.is_set()])
+        clock[:] += 1, 2, 2 - next(others)
+        return tuple(clock)
+
+    monkeypatch.setattr(threads, "used", used)
+    monkeypatch.setattr(threads, "crowd", lambda *args: crowds.append(args))
+    monkeypatch.setattr(threads, "INTERVAL", 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    with pytest.raises(StopIteration):
+        threads.watch(2)
+    assert found == [[], [], [], [], [1], [1], [], [], [1]]  # at each look, by what the one before saw
+
+
+def test_many_texts_have_all_threads_and_a_few_have_those_of_before(monkeypatch):
+    counts = [1]
+    monkeypatch.setattr(threads, "ALL", 4)
+    monkeypatch.setattr(threads, "considerate_threads", lambda threads: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: counts[-1])
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+    for texts, within in (MANY - 1, 1), (MANY, 4):
+        with contextlib.suppress(OSError), threads_for(texts):
+            assert counts[-1] == within
+            raise OSError
+        assert counts[-1] == 1
+
+
+@on_linux
+def test_what_is_used_of_the_cores_is_what_psutil_says():
+    psutil = pytest.importorskip("psutil")
+    cpus, before = os.sched_getaffinity(0), time.process_time()
+    _, everyone, own = threads.used(cpus)
+    times = [core for i, core in enumerate(psutil.cpu_times(percpu=True)) if i in cpus]
+    assert everyone == pytest.approx(sum(t.user + t.nice + t.system + t.irq + t.softirq for t in times), abs=0.5)
+    assert before <= own <= time.process_time()
+
+
+@on_linux
+def test_a_crowd_is_of_real_openmp_threads_and_goes_away():
+    code = """
+import os, time, torch
+from threading import Event
+from songci.training.threads import crowd
+def wait(threads):
+    while len(os.listdir("/proc/self/task")) != threads:
+        time.sleep(0.01)
+torch.ones(1 << 18).add_(1)
+before, end = len(os.listdir("/proc/self/task")), Event()
+crowd(end, 2)
+wait(before + 2 * torch.get_num_threads())
+end.set()
+wait(before)
+"""
+    env = {**os.environ, "OMP_NUM_THREADS": "2"}
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, check=True, timeout=60)
 
 
 # --- the folder of a run ----------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from songci.page import poem
 from songci.page.words import CLICK, SAID
 from songci.samples import Sample, samples
 from songci.training.checkpoint import Trained, load_model
-from songci.training.device import few_threads
+from songci.training.threads import few_threads
 
 
 @dataclass(frozen=True)

@@ -76,15 +76,6 @@ def settle(args, folder: Path) -> torch.device:
     return device
 
 
-def few_threads(model: torch.nn.Module) -> None:
-    """One thread to sample from a small model: a second gains little idle, and costs much beside a busy program.
-
-    A number that the user has set stays.
-    """
-    if "OMP_NUM_THREADS" not in os.environ and model.config.n_embd < 256:
-        torch.set_num_threads(1)
-
-
 def seed_of(*numbers: int) -> int:
     """A seed for torch's generators from several numbers; other numbers give another seed."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
