@@ -223,7 +223,7 @@ def model_config(args, vocab_size: int) -> GPTConfig:
         raise UserError(f"--{error}") from None
 
 
-RECIPES = {"poet": {"max_seq_len": 128, "batchsize": 32, "iters": 5100}}  # what else a preset sets; see docs/results.md
+RECIPES = {"poet": {"max_seq_len": 128, "iters": 10200}}  # what else a preset sets; see docs/results.md
 MODEL_HELP = "sizes, which the next four flags override: " + "; ".join(
     f"{name}: {p['n_layer']} layers, {p['n_head']} heads, {p['n_embd']} channels, dropout {p['dropout']}"
     + "".join(f", --{flag} {value}" for flag, value in RECIPES.get(name, {}).items())
