@@ -12,9 +12,11 @@ the table of what is there and draws it.
 
 import argparse
 import json
+import re
 import shlex
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,18 +126,18 @@ def cells(name: str, out: Path) -> list[str]:
 
 
 def draw(rows: dict[str, tuple[str, float, float]], path: Path) -> None:
-    """{run: (size, minutes, perplexity)} as a curve a size; runs that began with shi are marked."""
+    """{run: (size, minutes, perplexity)} as a curve for each size, with and without shi; without the variants."""
     from matplotlib.figure import Figure
 
-    axes = (figure := Figure(figsize=(7, 4.5), layout="constrained")).subplots()
-    for color, size in enumerate(sorted({size for size, _, _ in rows.values()}, key=int)):
-        points = sorted((minutes, value) for of_size, minutes, value in rows.values() if of_size == size)
-        axes.plot(*zip(*points, strict=True), marker="o", color=f"C{color}", label=f"{size} channels")
-    for name, (_, minutes, value) in rows.items():
-        axes.annotate(
-            "shi first" * bool(RUNS[name].begins), (minutes, value), (-8, -14), textcoords="offset points", fontsize=8
-        )
-    axes.set(xscale="log", yscale="log", xlabel="minutes of training", ylabel="poem perplexity, held-out ci")
+    axes, curves = (figure := Figure(figsize=(7, 4.5), layout="constrained")).subplots(), defaultdict(list)
+    for name, (size, *at) in rows.items():
+        if not re.search(r"min-\d+$", name):
+            curves[f"{size} channels{', shi first' * bool(RUNS[name].begins)}"].append(at)
+    for label, points in sorted(curves.items()):
+        axes.plot(*zip(*sorted(points), strict=True), marker="o", label=label)
+    axes.set(
+        xscale="log", yscale="log", xlabel="minutes of training", ylabel="poem perplexity, held-out ci", ylim=(48, 102)
+    )
     for axis, ticks in ((axes.xaxis, (2, 5, 10, 20, 50, 100, 200)), (axes.yaxis, (50, 60, 70, 80, 90, 100))):
         axis.set_ticks(ticks, map(str, ticks))
         axis.set_ticks([], minor=True)
