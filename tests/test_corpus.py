@@ -392,6 +392,7 @@ def test_the_tones_of_the_real_corpus_are_those_of_two_dictionaries(real_root, c
     assert tokens > 600_000 and right / tokens >= 0.997
 
 
+@pytest.mark.slow
 def test_the_tones_of_shi_are_those_that_the_package_gives_each_character(real_root):
     """Its `strains`, in the same order of poems: of the characters to which they always give one tone."""
     import opencc

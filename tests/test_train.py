@@ -467,6 +467,7 @@ def test_a_run_that_another_cannot_begin_with_is_named(tuned_root, ckpt_path, tu
     assert not run.exists()
 
 
+@pytest.mark.slow
 def test_make_poet_trains_on_both_texts_and_writes_poems_and_goes_on_where_it_was_stopped(tuned_root, tmp_path):
     """With tiny sizes, in folders of our own; the shi are another text of the same characters."""
     shi = tmp_path / "shi"
