@@ -74,6 +74,7 @@ def distance(poems: list[str], due: dict[str, float]) -> float:
     return sum(abs(poems.count(poem) / len(poems) - p) for poem, p in due.items()) / 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft", ["", "□□。□□。小月。", "□□。小□"])
 def test_with_more_particles_poems_come_nearer_to_the_model_given_the_form_and_the_draft(toy, draft):
     due = exact(toy, draft)

@@ -356,6 +356,7 @@ def test_resume_refuses_a_text_that_has_changed(data_root, finished, ckpt_path, 
     assert contents(finished) == contents(ckpt_path)
 
 
+@pytest.mark.slow
 def test_a_second_training_in_a_folder_is_refused_and_a_killed_one_leaves_no_lock(data_root, tmp_path, assert_refused):
     folder = tmp_path / "run"
     command = [sys.executable, str(ROOT / "train.py"), *tiny_flags(data_root, folder, "--iters", 10**6)]
