@@ -1,5 +1,5 @@
 # make demo      everything once: environment, corpus, training, poems, the HMM exercise
-# make poet      better poems: an hour's training on two cores, on ten times the text; MINUTES=20 for a shorter one
+# make poet      better poems: 70 minutes' training on two cores, on ten times the text; MINUTES=20 for a third of it
 # make page      a page to compose on, in the browser
 # make test      the tests, in two minutes; make test-slow the rest of them, make test-all both
 # make lint      formatter and linter

@@ -33,7 +33,7 @@ from songci.samples import Sample, possible_start, read_start, samples
 from songci.text import to_json
 from songci.training.checkpoint import Trained, load_model
 from songci.training.device import choose_device, seed_of
-from songci.training.threads import few_threads
+from songci.training.threads import threads_for
 
 SEPARATOR = "-" * 15
 
@@ -66,11 +66,12 @@ def stream(trained: Trained, text: Text, controls: Controls) -> None:
     """Prints one sample as it is made."""
     held = ""  # line ends and title marks wait: they are not printed if the poem ends with them
     print(text.start, end="", flush=True)
-    for step in generate(trained.model, [text], controls):
-        held += trained.vocabulary.decode(step.ids.tolist())
-        if not text.poem or held.strip("\n+"):
-            print(held, end="", flush=True)
-            held = ""
+    with threads_for(trained.model, 1):
+        for step in generate(trained.model, [text], controls):
+            held += trained.vocabulary.decode(step.ids.tolist())
+            if not text.poem or held.strip("\n+"):
+                print(held, end="", flush=True)
+                held = ""
     print("" if text.at_next_title else held)
 
 
@@ -152,7 +153,6 @@ PENALTY_HELP = f"against repetition, 1: none; if left out, {FORM_CONTROLS.repeti
 def load(args) -> Trained:
     """The model. Raises UserError if it does not belong to the data set, or cannot do what is asked for."""
     trained = load_model(args.ckpt_path, choose_device(args.device), args.data_root)
-    few_threads(trained.model)
     if args.stop_at_poem_end and not trained.title:
         raise UserError(f"--stop_at_poem_end: the model in {args.ckpt_path} was not trained on windows of poems")
     return trained

@@ -28,7 +28,6 @@ from songci.generation import FORM_CONTROLS, Text
 from songci.samples import finished
 from songci.training.checkpoint import load_model
 from songci.training.device import choose_device, seed_of
-from songci.training.threads import few_threads
 
 
 def blanked(text: str) -> str:
@@ -72,7 +71,6 @@ def main() -> None:
     parser.add_argument("--particles", type=int, nargs="+", default=[1, 4, 16])
     args = parser.parse_args()
     forms, trained = Forms.load(args.data_root), load_model(args.ckpt_path, choose_device("cpu"), args.data_root)
-    few_threads(trained.model)
     rules = FormRules(forms, trained.vocabulary)
     held_out = draw_poems(read_splits(args.data_root)[1], forms, 10**4, 1)
     whole = [(tune, body.strip()) for tune, body in held_out if check(tune, body, forms).rhyme]

@@ -33,7 +33,6 @@ from songci.generation import DEFAULT, FORM_CONTROLS
 from songci.samples import samples
 from songci.training.checkpoint import load_model
 from songci.training.device import choose_device
-from songci.training.threads import few_threads
 
 
 def row(name: str, people: str, checks: list[Check], forms: Forms, seconds: float) -> str:
@@ -75,7 +74,6 @@ def main() -> None:
     if args.control:
         return control(poems)
     forms, trained = Forms.load(args.data_root), load_model(args.ckpt_path, choose_device("cpu"), args.data_root)
-    few_threads(trained.model)
     patterns = defaultdict(Counter)
     for tune, body in poems:
         patterns[tune][pattern(read_clauses(body))] += 1

@@ -33,7 +33,6 @@ from songci.generation import FORM_CONTROLS, Step, Text, next_logits
 from songci.samples import finished
 from songci.training.checkpoint import Trained, load_model
 from songci.training.device import choose_device, seed_of
-from songci.training.threads import few_threads
 
 
 def line_ends(body: str) -> list[str]:
@@ -114,7 +113,6 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print the poems too")
     args = parser.parse_args()
     forms, trained = Forms.load(args.data_root), load_model(args.ckpt_path, choose_device("cpu"), args.data_root)
-    few_threads(trained.model)
     rules = FormRules(forms, trained.vocabulary)
     training, held_out = (list(read_poems(part)) for part in read_splits(args.data_root))
     ends = {end for _, body in training for end in line_ends(body)}

@@ -37,7 +37,7 @@ from songci.generation import Context, Controls, Text, generate, next_logits, sa
 from songci.training.checkpoint import Trained, load_model
 from songci.training.loss import perplexity
 from songci.training.measure import mean_loss
-from songci.training.threads import few_threads, threads_for
+from songci.training.threads import threads_for
 
 VOCAB_SIZE, SEQ_LEN = 5916, 64
 
@@ -53,7 +53,7 @@ def new_texts(model: GPT, texts: int, tokens: int) -> list[Text]:
 
 
 def ours(model: GPT, texts: int, tokens: int) -> None:
-    with threads_for(texts):
+    with threads_for(model, texts):
         for _ in generate(model, new_texts(model, texts, tokens)):
             pass
 
@@ -98,8 +98,6 @@ WAYS = {"ours": ours, "plain loop": plain_loop, "transformers": with_transformer
 def one(args) -> None:
     """Prints the seconds of one way, after a short warm-up, and the peak memory of this process in MB, as JSON."""
     way, model = WAYS[args.way], new_model(args.preset)
-    if args.way == "ours":
-        few_threads(model)
     way(model, args.texts, 5)
     start = time.perf_counter()
     way(model, args.texts, args.tokens)

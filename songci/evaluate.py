@@ -33,7 +33,6 @@ from songci.training.checkpoint import Trained, check_same_data, load_model, run
 from songci.training.device import seed_of
 from songci.training.loss import perplexity
 from songci.training.runlog import plot_curves, read_log
-from songci.training.threads import few_threads
 
 CURVES = ["train_loss", "val_loss", "train_perplexity", "val_perplexity"]
 PICTURES = [".png", ".jpg", ".svg", ".pdf"]
@@ -197,7 +196,6 @@ def main() -> None:
     runs = {str(folder) if same else folder.name: read_run(folder) for folder in folders}
     data_root = args.data_root if args.samples else None
     models = {name: load_model(one.folder, data_root=data_root) for name, one in runs.items()}
-    few_threads(max((trained.model for trained in models.values()), key=lambda model: model.config.n_embd))
     if args.samples:
         prepared = fingerprint(*load_dataset(args.data_root)[1:])
         for name, trained in models.items():

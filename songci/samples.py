@@ -82,7 +82,7 @@ def finished(
     """Writes texts to their ends, and with `measure` sums up how likely the model finds them. As samples()."""
     ahead = particles > 1 and texts[0].form is not None
     write = partial(lookahead.generate, particles=particles) if ahead else generate
-    with threads_for(len(texts) * (particles if ahead else 1)):
+    with threads_for(trained.model, len(texts) * (particles if ahead else 1)):
         for step in write(trained.model, texts, controls):
             if measure:
                 step.record()

@@ -25,6 +25,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_corpus import TITLE_IDS, poems_of
 from test_model import SIZES, make, token_ids
 
+import songci
 import train
 from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
@@ -37,7 +38,7 @@ from songci.training.loss import TrainingLoss, head_loss, perplexity
 from songci.training.measure import Measures, mean_loss
 from songci.training.optim import Muon, make_optimizers, orthogonalize, schedule
 from songci.training.runlog import LOG_FIELDS, RUN_FILES, log_line, own_folder, plot_curves, read_log, write_log
-from songci.training.threads import MANY, few_threads, threads_for
+from songci.training.threads import LARGE, MANY, considerate_threads, threads_for
 
 VOCABULARY = Vocabulary("".join(map(chr, range(50, 100))), {"a": "b"})  # for SIZES[0]
 
@@ -425,15 +426,36 @@ def test_a_resumed_run_settles_on_what_it_began_with(tmp_path, monkeypatch):
     assert settled(run) == ("cpu", "auto")
 
 
-def test_sampling_from_a_small_model_takes_one_thread(monkeypatch):
-    threads = []
-    monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    few_threads(make(SIZES[0]))  # the tests set OMP_NUM_THREADS
+def test_a_few_texts_of_a_small_model_have_one_thread_and_more_have_all(monkeypatch):
+    counts, large = [4], dataclasses.replace(SIZES[0], n_embd=LARGE)
+    monkeypatch.setattr(threads, "considerate_threads", lambda threads: None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: counts[-1])
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
+
+    def within(sizes, texts) -> int:
+        with contextlib.suppress(OSError), threads_for(make(sizes), texts):
+            found = counts[-1]
+            raise OSError
+        assert counts[-1] == 4
+        return found
+
+    assert within(SIZES[0], 1) == 4  # the tests set OMP_NUM_THREADS
     monkeypatch.delenv("OMP_NUM_THREADS")
-    few_threads(make(dataclasses.replace(SIZES[0], n_embd=256)))
-    assert threads == []
-    few_threads(make(SIZES[0]))
-    assert threads == [1]
+    assert [within(SIZES[0], MANY - 1), within(SIZES[0], MANY), within(large, 1)] == [1, 4, 4]
+
+
+def test_how_threads_wait_is_left_alone_where_the_user_has_said_so(monkeypatch):
+    monkeypatch.setattr(threads, "Thread", started := Mock())
+    monkeypatch.setattr(threads, "STAT", Mock(exists=lambda: True))
+    for name, value, ours in ("OMP_WAIT_POLICY", "active", False), ("GOMP_SPINCOUNT", "5", False), ("X", "", True):
+        with monkeypatch.context() as patch:
+            for each in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+                patch.delenv(each, raising=False)
+            patch.setenv(name, value)
+            patch.setattr(songci, "WAITS_ARE_OURS", songci.let_threads_sleep())
+            considerate_threads.__wrapped__(1)
+            considerate_threads.__wrapped__(2)
+            assert started.call_count == ours
 
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, threads cannot be told how to wait")
@@ -455,19 +477,6 @@ def test_threads_wait_asleep_while_others_want_the_cores(monkeypatch):
     with pytest.raises(StopIteration):
         threads.watch(2)
     assert found == [[], [], [], [], [1], [1], [], [], [1]]  # at each look, by what the one before saw
-
-
-def test_many_texts_have_all_threads_and_a_few_have_those_of_before(monkeypatch):
-    counts = [1]
-    monkeypatch.setattr(threads, "ALL", 4)
-    monkeypatch.setattr(threads, "considerate_threads", lambda threads: None)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: counts[-1])
-    monkeypatch.setattr(torch, "set_num_threads", counts.append)
-    for texts, within in (MANY - 1, 1), (MANY, 4):
-        with contextlib.suppress(OSError), threads_for(texts):
-            assert counts[-1] == within
-            raise OSError
-        assert counts[-1] == 1
 
 
 @on_linux

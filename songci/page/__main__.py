@@ -47,11 +47,9 @@ def main() -> None:
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])  # its own are Google's
     look = {"theme": theme, "css": CSS, "i18n": word, "footer_links": []}
     where = {"server_name": args.host, "server_port": args.port, "inbrowser": not args.no_browser}
-    try:
+    try:  # a port that is taken, or no address of this machine: Gradio would try for minutes
         socket.create_server((args.host, args.port or 0)).close()
-    except (
-        OSError
-    ) as error:  # a port that is taken; no address of this machine, with which Gradio would try for minutes
+    except OSError as error:
         raise UserError(f"cannot listen on {args.host}:{args.port or ''} ({error.strerror})") from None
     _, address, _ = blocks.launch(**look, **where, quiet=True, prevent_thread_lock=True)
     print(f"{address}: {who} can open it; Ctrl-C ends it", flush=True)

@@ -27,7 +27,6 @@ from songci.page import poem
 from songci.page.words import CLICK, SAID
 from songci.samples import Sample, samples
 from songci.training.checkpoint import Trained, load_model
-from songci.training.threads import few_threads
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,6 @@ def on_page(function: Callable) -> Callable:
 @lru_cache(maxsize=4)
 def _opened(ckpt_path: str, data_root: str, changed: float) -> Trained:
     trained = load_model(ckpt_path, data_root=data_root)
-    few_threads(trained.model)
     return trained
 
 

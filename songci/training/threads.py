@@ -18,28 +18,23 @@ import torch
 
 import songci
 
-ALL = torch.get_num_threads()  # the machine's, or what the user has set
 MANY = 32  # texts at once: for these a second thread gains half of the speed and more
+LARGE = 256  # channels: from here on it does so for any number
 STAT = Path("/proc/stat")  # of Linux
 INTERVAL = 0.5  # seconds between looks at the machine
 ENOUGH = 0.3  # of a core, in use by other programs
 
 
-def few_threads(model: torch.nn.Module) -> None:
-    """One thread to sample from a small model: a second gains little idle, and costs much beside a busy program.
-
-    A number that the user has set stays.
-    """
-    if "OMP_NUM_THREADS" not in os.environ and model.config.n_embd < 256:
-        torch.set_num_threads(1)
-
-
 @contextmanager
-def threads_for(texts: int) -> Iterator[None]:
-    """To write so many texts at once: all threads for many of them."""
+def threads_for(model: torch.nn.Module, texts: int) -> Iterator[None]:
+    """Within `with`, one thread to write a few texts with a small model, and all for more.
+
+    For a few, a second thread gains up to a third idle, and costs as much beside a busy program. A number that the user
+    has set stays.
+    """
     before = torch.get_num_threads()
-    if texts >= MANY:
-        torch.set_num_threads(ALL)
+    if "OMP_NUM_THREADS" not in os.environ and model.config.n_embd < LARGE and texts < MANY:
+        torch.set_num_threads(1)
     considerate_threads(torch.get_num_threads())
     try:
         yield
