@@ -11,7 +11,7 @@ Writes into CKPT_PATH:
 
 Perplexity is e^loss: the number of equally likely characters that would leave one as uncertain as the model is.
 
-Several processes can train one model together, with the same result: torchrun --standalone --nproc_per_node=2 train.py
+Several processes can train one model together: torchrun --standalone --nproc_per_node=2 train.py
 """
 
 import songci  # noqa: F401  (before torch: it says how torch's threads wait)
@@ -22,24 +22,31 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from model import GPT, PRESETS, GPTConfig
-from songci.cli import ArgumentParser, Interrupted, UserError, deferred_signals, number, run
-from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, fingerprint, load_dataset
-from songci.corpus.windows import IGNORE, Batches, ScoredWindows, Windows, title_ids, use_poem_windows
-from songci.training.checkpoint import begin_with, resume, run_folder, save_checkpoint, save_last
+from model import GPT
+from songci.cli import Interrupted, UserError, deferred_signals, run
+from songci.corpus.vocabulary import fingerprint, load_dataset
+from songci.corpus.windows import IGNORE, Batches, Windows, poem_starts, title_ids, use_poem_windows
+from songci.training.checkpoint import (
+    begin_with,
+    load_model,
+    resume,
+    run_folder,
+    save_checkpoint,
+    save_last,
+)
 from songci.training.device import choose_dtype, keep_large_blocks, seed_of, settle
+from songci.training.flags import model_config, parse_args
 from songci.training.loss import TrainingLoss, perplexity
 from songci.training.measure import Measures
-from songci.training.optim import make_optimizers, set_rates
+from songci.training.optim import make_optimizers, moving_average, set_rates
 from songci.training.parallel import Parallel, end_together
 from songci.training.runlog import (
     TensorBoard,
@@ -47,14 +54,19 @@ from songci.training.runlog import (
     log_line,
     own_folder,
     plot_curves,
+    warn_if_in_use,
     write_log,
     write_result,
 )
 from songci.training.threads import considerate_threads
 
+SAVE_SECONDS = 180  # the state is saved so often, however rare evaluations are
+PROGRESS = ("iteration", "best_loss", "seconds", "rows", "recent", "norm")  # what Trainer counts
+MEASURED_BY = ("eval_iters", "dtype")  # settings that may change on --resume and change the validation loss
+
 
 class Trainer:
-    """One run: the model and all that changes while it trains, which checkpoint.py saves and restores."""
+    """One run: the model and all that changes while it trains."""
 
     def __init__(self, args):
         self.args, self.folder = args, run_folder(args.ckpt_path)
@@ -67,29 +79,31 @@ class Trainer:
         self.vocabulary, train_tokens, val_tokens = load_dataset(args.data_root)
         self.data = fingerprint(train_tokens, val_tokens)
         title = title_ids(self.vocabulary)
-        poems = ScoredWindows.of_poems(train_tokens, title, args.max_seq_len)
         self.measures = Measures(val_tokens, title, args.max_seq_len, args.batchsize, self.dtype)
-        by_poem = use_poem_windows(args.windows, len(poems), "poem" in self.measures.windows)
+        train_poems = len(poem_starts(train_tokens, title))
+        by_poem = use_poem_windows(args.windows, train_poems, "poem" in self.measures.windows)
         # So that the files of the run tell what "auto" meant
         args.windows, args.dtype = "poem" if by_poem else "stream", str(self.dtype).removeprefix("torch.")
-        windows = Windows(train_tokens, args.max_seq_len, args.seed, poems if by_poem else None)
-        self.batches = Batches(windows, args.batchsize, self.device)
+        self.windows = Windows(train_tokens, args.max_seq_len, args.seed, title if by_poem else None)
+        self.batches = Batches(self.windows, args.batchsize, self.device)
         torch.manual_seed(args.seed)
         self.title = title if by_poem else ()
         self.model = GPT(model_config(args, len(self.vocabulary))).to(self.device)
-        if args.init_from:
+        if args.init_from and not args.resume:
             begin_with(self.model, args.init_from, args.data_root)
         self.loss = self.parallel.wrap(TrainingLoss(self.model, self.dtype, args.compile))
         # float16 has so small a range that gradients are scaled up; a step in which they overflow is skipped
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
         rates = args.lr, args.muon_lr, args.weight_decay
         self.optimizers = make_optimizers(self.model, *rates, args.optimizer, self.dtype)
-        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)) if args.ema else None
+        self.average = AveragedModel(self.model, multi_avg_fn=moving_average(args.ema)) if args.ema else None
         self.iteration = 0
         self.best_loss = math.inf
         self.seconds = 0.0  # of training alone, without evaluation
         self.rows: list[dict] = []  # log.csv
         self.recent: list[float] = []  # training losses since the last evaluation
+        self.norm = 0.0  # of the last gradient
+        self.saved_at = time.monotonic()
         self.signal = 0  # the signal that asks to stop after this iteration, as this process or another got it
 
     def step(self) -> tuple[Tensor, Tensor]:
@@ -103,8 +117,9 @@ class Trainer:
             self.scaler.scale(piece).backward()  # backward: the gradient of each weight
             loss += piece.detach()
         norm = self.clipped_norm()
-        for optimizer in self.optimizers:
-            self.scaler.step(optimizer)  # the weights move
+        if not self.scaler.is_enabled() or norm.isfinite():  # a gradient that overflows float16 moves no weight at all
+            for optimizer in self.optimizers:
+                self.scaler.step(optimizer)  # the weights move
         self.model.zero_grad(set_to_none=True)  # the next step begins anew
         return loss, norm
 
@@ -150,24 +165,51 @@ class Trainer:
         return loss, norm
 
     def train(self) -> None:
-        """Trains up to args.iters. On Ctrl-C or SIGTERM, ends the iteration, saves its state and raises Interrupted."""
-        args, main, norm = self.args, self.parallel.main, 0.0
+        """Trains up to args.iters. On Ctrl-C or SIGTERM, ends the iteration, saves its state and raises Interrupted.
+
+        The state is saved before a measurement, which can be long, and every few minutes.
+        """
+        args, main = self.args, self.parallel.main
         quiet = None if main else True  # None: a bar on a terminal only
         bar = tqdm(total=args.iters, initial=self.iteration, desc="training", unit="it", disable=quiet)
         with bar, deferred_signals(self.note):
+            if args.compile:
+                self.compile()
+            if main and self.evaluation_is_due:  # the run was killed while it measured
+                self.evaluate(bar)
             while self.iteration < args.iters:
-                loss, norm = self.iterate()
+                loss, self.norm = self.iterate()
                 bar.update()
                 if self.iteration % 10 == 0:
                     speed = f"{self.tokens / self.seconds:,.0f} tokens/s"
                     bar.set_postfix_str(f"loss {loss:.3f}, perplexity {perplexity(loss):.0f}, {speed}")
-                if main and (self.iteration % args.eval_interval == 0 or self.iteration == args.iters):
-                    self.evaluate(norm, bar)
+                if main and (self.evaluation_is_due or time.monotonic() - self.saved_at > SAVE_SECONDS):
+                    self.save()
+                if main and self.evaluation_is_due:
+                    self.evaluate(bar)
                 if self.signal:
                     if main:
-                        save_last(self)
+                        self.save()
                         bar.write(f"stopped at iteration {self.iteration}; go on with --resume", file=sys.stderr)
                     raise Interrupted(self.signal)
+
+    def compile(self) -> None:
+        """Has torch.compile do its work, which can take minutes, before the time of training is counted."""
+        for inputs, targets, _ in self.pieces():
+            self.loss(inputs, targets).backward()
+        self.model.zero_grad(set_to_none=True)
+
+    @property
+    def evaluation_is_due(self) -> bool:
+        """Whether this iteration is one to be evaluated after, and has not been."""
+        evaluated = self.rows[-1]["iter"] if self.rows else 0
+        at_interval = self.iteration % self.args.eval_interval == 0
+        return self.iteration > evaluated and (at_interval or self.iteration == self.args.iters)
+
+    def save(self) -> None:
+        """Writes last.pt."""
+        save_last(self)
+        self.saved_at = time.monotonic()
 
     def note(self, number: int) -> None:
         """Remembers a signal until the iteration ends."""
@@ -183,9 +225,13 @@ class Trainer:
         """How many tokens the model has been trained on."""
         return self.iteration * self.args.batchsize * self.args.max_seq_len
 
-    def evaluate(self, norm: float, bar: tqdm) -> None:
-        """Measures, prints a line through the bar, logs, draws and saves."""
-        val_loss = self.measures.loss(self.args.windows, self.result_model, self.args.eval_iters * self.args.batchsize)
+    def evaluation_loss(self, model: GPT) -> float:
+        """The validation loss of a model over the windows that every evaluation of this run takes."""
+        return self.measures.loss(self.args.windows, model, self.args.eval_iters * self.args.batchsize)
+
+    def evaluate(self, bar: tqdm) -> None:
+        """Measures, prints a line through the bar, logs, draws, and saves the model if it is the best so far."""
+        val_loss = self.evaluation_loss(self.result_model)
         train_loss = sum(self.recent) / len(self.recent)
         row = {
             "iter": self.iteration,
@@ -194,111 +240,67 @@ class Trainer:
             "train_perplexity": perplexity(train_loss),
             "val_loss": val_loss,
             "val_perplexity": perplexity(val_loss),
-            "grad_norm": norm,
+            "grad_norm": self.norm,
             "tokens_per_second": self.tokens / self.seconds,
         }
         bar.write(log_line(row))
         if self.iteration == self.args.iters:
             row.update(self.measures.whole(self.result_model))
         self.rows.append(row)
-        if self.tensorboard is not None:
-            self.tensorboard.add(row)
         self.recent = []
         if val_loss < self.best_loss:
-            self.best_loss = val_loss
-            best = {"data": self.data, "iteration": self.iteration, "val_loss": val_loss}
-            save_checkpoint(self.folder / "best.pt", self.result_model, self.vocabulary, self.title, **best)
-        save_last(self)
-        write_log(self.folder / "log.csv", self.rows)
-        plot_curves({"": self.rows}, self.folder / "loss&perplexity.jpg")
+            self.save_best(val_loss)
+        if self.iteration == self.args.iters:
+            self.save()  # with the last row: the run is finished
+        if self.tensorboard is not None:
+            self.tensorboard.log(self.rows)
+        with warn_if_in_use(self.folder / "log.csv") as path:
+            write_log(path, self.rows)
+        with warn_if_in_use(self.folder / "loss&perplexity.jpg") as path:
+            plot_curves({"": self.rows}, path)
 
+    def save_best(self, val_loss: float) -> None:
+        """Writes the present model, of this validation loss, as best.pt."""
+        self.best_loss = val_loss
+        best = {"data": self.data, "iteration": self.iteration, "val_loss": val_loss}
+        save_checkpoint(self.folder / "best.pt", self.result_model, self.vocabulary, self.title, **best)
 
-def model_config(args, vocab_size: int) -> GPTConfig:
-    """The preset that --model names, with what the other flags override."""
-    sizes = {**PRESETS[args.model]}
-    sizes.update({name: getattr(args, name) for name in sizes if getattr(args, name) is not None})
-    try:
-        return GPTConfig(vocab_size, args.max_seq_len, **sizes, no_pos=args.no_pos, no_res=args.no_res)
-    except ValueError as error:
-        raise UserError(f"--{error}") from None
+    def state_dict(self) -> dict:
+        """All that changes while it trains, except the weights. Batches and dropout are functions of the iteration."""
+        return {name: getattr(self, name) for name in PROGRESS} | {
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+        }
 
-
-RECIPES = {"poet": {"max_seq_len": 128, "iters": 10200}}  # what else a preset sets; see docs/results.md
-MODEL_HELP = "sizes, which the next four flags override: " + "; ".join(
-    f"{name}: {p['n_layer']} layers, {p['n_head']} heads, {p['n_embd']} channels, dropout {p['dropout']}"
-    + "".join(f", --{flag} {value}" for flag, value in RECIPES.get(name, {}).items())
-    for name, p in PRESETS.items()
-)
-WINDOWS_HELP = "where samples begin: at title lines (poem), anywhere (stream); auto: poem if the text has +++ titles"
-OPTIMIZER_HELP = "muon: Muon for the layers' matrices, AdamW for the rest; adamw: AdamW for all (then use --lr 0.003)"
-EMA_HELP = "decay of an exponential moving average of the weights, which then is measured and kept; 0: no average"
-INIT_HELP = (
-    "begin with the weights of the best.pt of another run, of the same sizes and vocabulary (prepare.py --vocabulary), "
-    "and a fresh optimizer; a shorter window takes its first positions, in a longer one those that it lacks begin anew"
-)
-ACCUM_HELP = "compute each batch in this many parts, one after another: the same result, in less memory"
-DTYPE_HELP = "type of the large products; auto: bfloat16 on GPUs that have it and on CPUs that are faster with it"
-ITERS_HELP = "number of iterations; may be raised on --resume: the learning rates then fall to 0 at the new end"
-POSITIVE, SIZE, RATE = number(int, 1, 10**9), number(int, 1, 10**6), number(float, 0, 1e6)
-SHARE = number(float, 0, below=1)
-
-
-def parse_args(args=None):
-    """The command line, or the words in `args`, as a namespace."""
-    parser = ArgumentParser(__doc__)
-    add = parser.add_argument_group("the handout's flags").add_argument
-    add("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
-    add("--ckpt_path", default="workdirs/quansongci", help="the folder for this run's files")
-    add("--batchsize", type=SIZE, default=16, help="sequences in a batch, B")
-    add("--iters", type=POSITIVE, default=2000, help=ITERS_HELP)
-    add("--max_seq_len", type=SIZE, default=64, help="length L of the sequences")
-    add("--no_pos", action="store_true", help="leave out the position embedding")
-    add("--no_res", action="store_true", help="leave out the residual connections")
-
-    add = parser.add_argument_group("the run").add_argument
-    add("--resume", action="store_true", help="go on with the run in CKPT_PATH")
-    add("--overwrite", action="store_true", help="start afresh in CKPT_PATH; the run in it is lost")
-    add("--init_from", metavar="CKPT_PATH", help=INIT_HELP)
-    add("--seed", type=number(int, 0, 2**63 - 1), default=1, help="of weights, windows and dropout")
-    add("--eval_interval", type=POSITIVE, default=100, help="iterations between evaluations")
-    add("--eval_iters", type=POSITIVE, default=10, help="batches of validation text per evaluation")
-    add("--tensorboard", action="store_true", help="also log for TensorBoard, into CKPT_PATH")
-    add("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to compute")
-    add("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"], help=DTYPE_HELP)
-    add("--compile", action="store_true", help="torch.compile the model: slow to start, then faster")
-    add("--accum", type=SIZE, default=1, help=ACCUM_HELP)
-
-    add = parser.add_argument_group("model").add_argument
-    add("--model", default="mini", choices=PRESETS, help=MODEL_HELP)
-    add("--n_layer", type=SIZE, help="number of transformer layers")
-    add("--n_head", type=SIZE, help="number of attention heads h in a layer")
-    add("--n_embd", type=SIZE, help="number of feature channels C, a multiple of h")
-    add("--dropout", type=SHARE, help="probability that an activation is dropped")
-
-    add = parser.add_argument_group("learning").add_argument
-    add("--windows", default="auto", choices=["auto", "poem", "stream"], help=WINDOWS_HELP)
-    add("--optimizer", default="muon", choices=["adamw", "muon"], help=OPTIMIZER_HELP)
-    add("--lr", type=RATE, default=0.01, help="AdamW's highest learning rate")
-    add("--muon_lr", type=RATE, default=0.008, help="Muon's highest learning rate")
-    add("--warmup_iters", type=number(int, 0), default=100, help="iterations of linear warm-up")
-    add("--weight_decay", type=RATE, default=0.1, help="weight decay of the matrices")
-    add("--grad_clip", type=RATE, default=1.0, help="clip the gradient at this norm; 0: never")
-    add("--ema", type=SHARE, default=0.0, help=EMA_HELP)
-    parser.set_defaults(**RECIPES.get(parser.parse_args(args).model, {}))
-    args = parser.parse_args(args)
-    if args.resume and args.overwrite:
-        parser.error("--resume and --overwrite exclude each other")
-    if args.resume and args.init_from:
-        parser.error("--resume goes on with the weights of the run itself: leave out --init_from")
-    return args
+    def load_state_dict(self, state: dict) -> None:
+        """Goes on from what state_dict() gave, with the weights under "model" and the settings under "args"."""
+        self.model.load_state_dict(state["model"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        for name in PROGRESS:
+            setattr(self, name, state[name])
+        if not self.parallel.main:
+            return
+        if self.rows and not (self.folder / "best.pt").exists():
+            print(
+                f"no best.pt in {self.folder}: the model of iteration {self.iteration} takes its place", file=sys.stderr
+            )
+            self.save_best(self.evaluation_loss(self.result_model))
+        elif self.rows and any(state["args"][name] != getattr(self.args, name) for name in MEASURED_BY):
+            # Losses over other windows are not comparable: a lucky one over a few would never be beaten
+            self.best_loss = self.evaluation_loss(load_model(self.folder, self.device).model)
 
 
 def main() -> None:
-    args = parse_args()
+    args = parse_args(description=__doc__)
     keep_large_blocks()
     trainer = Trainer(args)
-    alone = own_folder(trainer.folder, args.resume, args.overwrite) if trainer.parallel.main else nullcontext()
-    with end_together(trainer.parallel), alone:
+    parallel, folder = trainer.parallel, own_folder(trainer.folder, args.resume, args.overwrite)
+    with end_together(parallel), parallel.in_main(folder, trainer.device):
         train_in(trainer)
 
 
@@ -314,6 +316,7 @@ def train_in(trainer: Trainer) -> None:
         print(" ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in given.items()))
         sizes = ", ".join(f"{name} {value}" for name, value in asdict(trainer.model.config).items())
         processes = f", {trainer.parallel.world} processes" if trainer.parallel.world > 1 else ""
+        print(trainer.windows)
         print(f"{trainer.model.num_parameters():,} parameters on {trainer.device}{processes}, {trainer.dtype}: {sizes}")
     trainer.train()
     if main:

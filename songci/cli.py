@@ -64,6 +64,12 @@ class ArgumentParser(argparse.ArgumentParser):
             self.error(f"unknown argument {unknown[0]!r}{self._suggestion(unknown[0])}")
         return values
 
+    def given(self, args=None) -> set[str]:
+        """The names of the arguments that the command line has, as attributes of what parse_args() returns."""
+        absent = object()  # argparse sets a default only where the namespace has no such attribute
+        values = self.parse_args(args, argparse.Namespace(**dict.fromkeys(vars(self.parse_args(args)), absent)))
+        return {name for name, value in vars(values).items() if value is not absent}
+
     def error(self, message: str):
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
 

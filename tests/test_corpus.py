@@ -32,7 +32,7 @@ from hypothesis import given
 
 import prepare
 from songci.cli import UserError
-from songci.corpus import chinese_poetry, quansongci, shi
+from songci.corpus import chinese_poetry, quansongci, shi, windows
 from songci.corpus.vocabulary import Vocabulary, load_dataset, load_vocabulary, read_splits
 from songci.corpus.windows import Batches, ScoredWindows, Windows, poem_starts, title_ids, use_poem_windows
 from songci.forms.learn import learn
@@ -253,7 +253,7 @@ def use(folder, anew: bool) -> None:
     vocabulary, *splits = load_dataset(folder)
     for tokens in splits:
         poems = ScoredWindows.of_poems(tokens, title_ids(vocabulary), 8)
-        inputs, _ = Windows(tokens, 8, 1, poems if len(poems) else None).batch(3, 4)
+        inputs, _ = Windows(tokens, 8, 1, title_ids(vocabulary) if len(poems) else None).batch(3, 4)
         assert inputs.min() >= 0 and inputs.max() < len(vocabulary)
     Forms.load(folder)
 
@@ -638,9 +638,10 @@ def poems_of(*lengths: int, before: int = 0) -> tuple[np.ndarray, list[int]]:
     return np.array(tokens, dtype="<u2"), starts
 
 
-def starts_of(tokens, poems=None, *, epochs: int, seq_len: int = 16) -> list[list[int]]:
-    """Where the windows of each epoch start: Windows over tokens that tell their places."""
-    windows = Windows(np.arange(len(tokens)), seq_len, 3, poems)
+def starts_of(tokens, title=None, *, epochs: int, seq_len: int = 16) -> list[list[int]]:
+    """Where the windows of each epoch start: Windows over tokens that then tell their places."""
+    windows = Windows(tokens, seq_len, 3, title)
+    windows.tokens = np.arange(len(tokens))
     batches = [windows.batch(epoch, windows.per_epoch)[0] for epoch in range(epochs)]
     assert all(batch.shape == (windows.per_epoch, seq_len) for batch in batches)
     return [batch[:, 0].tolist() for batch in batches]
@@ -648,7 +649,7 @@ def starts_of(tokens, poems=None, *, epochs: int, seq_len: int = 16) -> list[lis
 
 @pytest.mark.parametrize("n", [17, 18, 32, 33, 34, 100, 1000])
 def test_an_epoch_takes_every_window_once_and_each_epoch_cuts_anew(n):
-    epochs = starts_of(range(n), epochs=8)
+    epochs = starts_of(np.arange(n), epochs=8)
     for starts in epochs:
         assert min(starts) >= 0 and max(starts) + 16 < n and len(starts) >= (n - 1) // 16 - 1
         assert sorted(starts) == list(range(min(starts), min(starts) + 16 * len(starts), 16))
@@ -656,14 +657,29 @@ def test_an_epoch_takes_every_window_once_and_each_epoch_cuts_anew(n):
         assert len({min(starts) for starts in epochs}) > 1
         assert len({tuple(np.argsort(starts)) for starts in epochs}) > 1
     if n in (33, 100):  # at every offset in time
-        assert {start % 16 for starts in starts_of(range(n), epochs=300) for start in starts} == set(range(16))
+        assert {start % 16 for starts in starts_of(np.arange(n), epochs=300) for start in starts} == set(range(16))
+
+
+@pytest.mark.parametrize("where", ["before", "after", "short"])
+def test_text_without_titles_is_trained_on_as_often_as_poems_are(where, monkeypatch):
+    """3,000 characters before the first title, or after the last; or 40 before it, two windows and a half."""
+    monkeypatch.setattr(windows, "LONGEST_POEM", 200)
+    lengths, before = [16] * 30, {"before": 3000, "after": 0, "short": 40}[where]
+    tokens, poems = poems_of(*lengths, *([3000] if where == "after" else []), before=before)
+    counts = np.zeros(len(tokens) + 16)
+    for epoch in starts_of(tokens, TITLE_IDS, epochs=200):
+        for start in epoch:
+            counts[start + 1 : start + 17] += 1 / 200  # as a target
+    untitled = counts[20 : before - 20] if before > 40 else counts[16:25] if before else counts[poems[-1] + 40 : -40]
+    assert 0.8 < untitled.mean() < 1.2 and untitled.min() > 0.5
+    assert 0.9 < counts[poems[0] + 1 : poems[20]].mean() < 1.4
 
 
 def test_an_epoch_of_poem_windows_takes_all_first_ones_and_a_share_of_the_later():
     tokens, starts = poems_of(9, 30, 25, 60, 44, 70, 80, 90, 90, 90)
     poems = ScoredWindows.of_poems(tokens, TITLE_IDS, 16)
     later = set(poems.start) - set(starts)
-    epochs = starts_of(range(len(tokens) + 16), poems, epochs=60)
+    epochs = starts_of(tokens, TITLE_IDS, epochs=60)
     for epoch in epochs:
         assert len(epoch) == len(set(epoch)) == len(starts) + round(0.1 * len(later))
         assert set(starts) <= set(epoch) <= set(starts) | later

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import matplotlib.image
 import pytest
@@ -31,9 +32,11 @@ from songci import cli, evaluate, export
 from songci.attention import __main__ as attention_command
 from songci.corpus.vocabulary import load_dataset
 from songci.corpus.windows import ScoredWindows, title_ids
+from songci.training import device
 from songci.training.checkpoint import load_checkpoint, load_model
+from songci.training.flags import RECIPES
 from songci.training.measure import mean_loss
-from songci.training.runlog import EVALUATION_FIELDS, LOG_FIELDS, RUN_FILES, WHOLE_FIELDS, read_log
+from songci.training.runlog import EVALUATION_FIELDS, LOG_FIELDS, RUN_FILES, read_log
 
 
 def read_json(path) -> dict:
@@ -74,7 +77,7 @@ def test_the_handouts_flags_and_defaults():
 
 def test_a_preset_may_set_more_than_sizes_and_flags_override_it():
     args = vars(train.parse_args(["--model", "poet", "--batchsize", "8"]))
-    assert args == vars(train.parse_args([])) | train.RECIPES["poet"] | {"model": "poet", "batchsize": 8}
+    assert args == vars(train.parse_args([])) | RECIPES["poet"] | {"model": "poet", "batchsize": 8}
 
 
 def test_a_run_writes_all_that_it_promises(ckpt_path, data_root):
@@ -147,8 +150,9 @@ def test_ema_keeps_a_moving_average_of_the_weights(data_root, tmp_path, monkeypa
     averaged = train_tiny(data_root, tmp_path / "averaged", *flags, "--ema", 0.9)
     assert weights(plain)["norm.bias"].equal(weights(averaged)["norm.bias"])
     expected = snapshots[0]
-    for snapshot in snapshots[1:]:
-        expected = 0.9 * expected + 0.1 * snapshot
+    for n, snapshot in enumerate(snapshots[1:], start=1):
+        decay = min(0.9, (1 + n) / (10 + n))  # it grows, so that the first weights are soon forgotten
+        expected = decay * expected + (1 - decay) * snapshot
     average = torch.load(averaged / "last.pt")["average"]["module.norm.bias"]
     torch.testing.assert_close(average, expected)
     best = torch.load(averaged / "best.pt")
@@ -317,9 +321,122 @@ def test_a_resumed_run_equals_one_that_never_stopped(data_root, tmp_path, number
     assert_same_run(straight, folder)
 
 
+def test_resume_takes_what_is_not_given_from_the_run(data_root, tmp_path, monkeypatch, capsys):
+    """Of a run with many flags, killed: --resume alone ends where, and as, the run would have ended."""
+    flags = ["--ema", 0.9, "--lr", 0.02, "--dropout", 0.2, "--accum", 2, "--dtype", "float32", "--windows", "stream"]
+    straight, folder = train_tiny(data_root, tmp_path / "straight", *flags), tmp_path / "killed"
+    kill_after(monkeypatch, 7, data_root, folder, *flags)
+    assert torch.load(folder / "last.pt")["iteration"] == 4
+    for _ in range(2):  # the second time, it has ended
+        resume_alone(monkeypatch, folder)
+        assert_same_run(straight, folder)
+
+
+def kill_after(monkeypatch, number: int, data_root, folder, *flags) -> None:
+    """Trains until this iteration ends and, as kill -9 does, saves nothing then."""
+
+    def kill(run, *_):
+        if run.iteration == number:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        after_each_iteration(patch, kill)
+        train_tiny(data_root, folder, *flags)
+
+
+def resume_alone(monkeypatch, folder, *flags) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "argv", ["train.py", "--ckpt_path", str(folder), "--resume", *map(str, flags)])
+        train.main()
+
+
+def test_resume_names_all_contradictions_at_once(ckpt_path, finished, assert_user_error):
+    flags = ["--ckpt_path", finished, "--resume", "--lr", 0.5, "--n_layer", 3, "--no_pos", "--n_head", 2]
+    words = ["--n_layer 3 --no_pos True --lr 0.5 contradict", "n_layer 2, no_pos False, lr 0.01: leave them out"]
+    assert_user_error(train, *flags, words=words)
+    assert contents(finished) == contents(ckpt_path)
+
+
+def test_a_run_killed_while_it_measures_goes_on_from_there(data_root, ckpt_path, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    for moment, iteration in (("loss", 4), ("whole", 12)):  # the first evaluation, and the last
+        folder = tmp_path / moment
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(train.Measures, moment, killed)
+            train_tiny(data_root, folder)
+        assert torch.load(folder / "last.pt")["iteration"] == iteration
+        train_tiny(data_root, folder, "--resume")
+        assert_same_run(folder, ckpt_path)
+
+
+def test_the_state_is_saved_every_few_minutes_however_rare_evaluations_are(data_root, tmp_path, monkeypatch):
+    clock = iter(range(0, 10**6, 100))  # seconds: two looks at it are 100 s apart
+    monkeypatch.setattr(train.time, "monotonic", lambda: next(clock))
+    kill_after(monkeypatch, 9, data_root, tmp_path / "run", "--eval_interval", 1000)
+    assert torch.load(tmp_path / "run" / "last.pt")["iteration"] == 8
+
+
+@pytest.mark.parametrize("changed", [["--eval_iters", 3], ["--dtype", "bfloat16"]])
+def test_a_best_loss_of_another_measure_is_not_compared(data_root, tmp_path, monkeypatch, changed):
+    """A lucky loss over a few windows would never be beaten by honest ones over many."""
+    folder = train_tiny(data_root, tmp_path / "run", "--dtype", "float32")
+    last = torch.load(folder / "last.pt")
+    last["best_loss"] = 1.0  # lucky
+    torch.save(last, folder / "last.pt")
+    train_tiny(data_root, folder, "--dtype", "float32", "--resume", "--iters", 14)
+    assert torch.load(folder / "best.pt")["iteration"] == 12
+    train_tiny(data_root, folder, "--dtype", "float32", "--resume", "--iters", 40, *changed)
+    assert torch.load(folder / "best.pt")["iteration"] > 14
+
+
+def test_a_finished_run_without_its_best_model_is_resumed_with_its_last(data_root, finished, ckpt_path, capsys):
+    (finished / "best.pt").unlink()
+    train_tiny(data_root, finished, "--resume")
+    assert "no best.pt in" in capsys.readouterr().err
+    assert weights(finished, "best.pt")["norm.bias"].equal(weights(ckpt_path)["norm.bias"])
+
+
+def test_a_log_that_another_program_holds_open_is_a_warning(data_root, ckpt_path, tmp_path, monkeypatch, capsys):
+    """As a spreadsheet does on Windows. The next evaluation writes all rows."""
+    replace, folder = os.replace, tmp_path / "run"
+
+    def in_use(source, target):
+        if target.name in ("log.csv", "loss&perplexity.jpg"):
+            raise PermissionError(13, "Permission denied", str(target))
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", in_use)
+        train_tiny(data_root, folder)
+    assert capsys.readouterr().err.count("log.csv is not brought up to date, probably open in another program") == 3
+    assert (folder / "result.json").exists() and not (folder / "log.csv").exists()
+    train_tiny(data_root, folder, "--resume", "--iters", 16)
+    assert logged(folder, "iter") == [4, 8, 12, 16] and (folder / "loss&perplexity.jpg").exists()
+
+
+def test_the_time_that_compiling_takes_is_no_training_time(data_root, tmp_path, monkeypatch):
+    def slow_at_first(function):
+        def compiled(*arguments):
+            if not called:
+                time.sleep(1)
+            called.append(arguments)
+            return function(*arguments)
+
+        called = []
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", slow_at_first)
+    monkeypatch.setattr(device, "check_compiler", lambda _: None)
+    folder = train_tiny(data_root, tmp_path / "run", "--compile")
+    assert read_json(folder / "result.json")["seconds"] < 1
+
+
 OTHER_SETTINGS = (
     "n_layer 3, n_head 4, n_embd 32, dropout 0.5, max_seq_len 8, no_pos True, no_res True, seed 3, batchsize 5, "
-    "windows stream, optimizer adamw, lr 0.5, muon_lr 0.5, warmup_iters 5, weight_decay 0.5, grad_clip 0.5, ema 0.9"
+    "windows stream, init_from other, optimizer adamw, lr 0.5, muon_lr 0.5, warmup_iters 5, weight_decay 0.5, "
+    "grad_clip 0.5, ema 0.9"
 )
 
 
@@ -337,15 +454,14 @@ def test_resume_refuses_what_is_not_of_the_run(data_root, tuned_root, ckpt_path,
     other_run = train_tiny(data_root, tmp_path / "other", "--n_embd", 32)
     shutil.copy(other_run / "best.pt", finished)
     assert_refused(finished, "--resume", words=["best.pt is of another run than last.pt"])
-    last = torch.load(finished / "last.pt")  # as if stopped at this iteration: the whole split was never measured
-    for name in WHOLE_FIELDS:
-        del last["rows"][-1][name]
+    last = torch.load(finished / "last.pt")
+    last["args"]["iters"] = 20  # as if it had been stopped at iteration 12
     torch.save(last, finished / "last.pt")
     assert_refused(finished, "--resume", words=["--iters 12", "is at iteration 12 already; give more"])
     shutil.copy(ckpt_path / "best.pt", finished / "last.pt")
     assert_refused(finished, "--resume", words=["cannot be resumed from"])
     (finished / "last.pt").unlink()
-    assert_refused(finished, "--resume", words=["no last.pt"])
+    assert_refused(finished, "--resume", words=["no last.pt", "start without --resume"])
 
 
 def test_resume_refuses_a_text_that_has_changed(data_root, finished, ckpt_path, tmp_path, assert_refused):
@@ -464,7 +580,6 @@ def test_a_run_that_another_cannot_begin_with_is_named(tuned_root, ckpt_path, tu
     assert_refused(run, "--init_from", tmp_path / "none", words=["no checkpoint", "run train.py"])
     (tmp_path / "best.pt").write_bytes(b"damaged")
     assert_refused(run, "--init_from", tmp_path, words=["best.pt is damaged"])
-    assert_refused(run, "--resume", "--init_from", ckpt_path, words=["leave out --init_from"])
     assert not run.exists()
 
 

@@ -205,7 +205,7 @@ def test_a_run_that_ends_between_its_checkpoints_has_the_best_model_in_the_end(d
         return write(path)
 
     after_each_iteration(monkeypatch, lambda run, *_: done.append(run.iteration))
-    monkeypatch.setattr(train.Measures, "loss", lambda *_: losses[done[-1]])
+    monkeypatch.setattr(train.Trainer, "evaluation_loss", lambda run, _: losses[run.iteration])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(checkpoint, "atomic_write", end)
         train_tiny(data_root, folder)

@@ -34,6 +34,12 @@ def poem_starts(tokens: np.ndarray, title: tuple[int, ...]) -> np.ndarray:
     return starts[(starts == 0) | (tokens[starts - 1] == newline)]
 
 
+def poem_spans(tokens: np.ndarray, title: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Where the poems begin, and where each ends: where the next one begins, or the tokens end."""
+    starts = poem_starts(tokens, title)
+    return starts, np.append(starts, len(tokens))[1:]
+
+
 @dataclass(frozen=True)
 class ScoredWindows:
     """Windows that a text is read in, and which of their predictions count, as arrays of the same length."""
@@ -51,8 +57,11 @@ class ScoredWindows:
     @classmethod
     def of_poems(cls, tokens: np.ndarray, title: tuple[int, ...], seq_len: int) -> "ScoredWindows":
         """Of all the poems in (n,) ids, each character of them predicted once; title: as from title_ids()."""
-        starts = poem_starts(tokens, title)
-        ends = np.append(starts, len(tokens))[1:]
+        return cls.of_spans(*poem_spans(tokens, title), seq_len)
+
+    @classmethod
+    def of_spans(cls, starts: np.ndarray, ends: np.ndarray, seq_len: int) -> "ScoredWindows":
+        """Of texts from `starts` to `ends`, as of_poems()."""
         half = max(1, seq_len // 2)
         # A window more for each half window of characters that the first has not predicted
         counts = 1 + np.maximum(0, -(-(ends - starts - 1 - seq_len) // half))
@@ -87,22 +96,35 @@ def use_poem_windows(wanted: str, train_poems: int, val_poems: int) -> bool:
 
 
 LATER_SHARE = 0.1  # the share of the poems' later windows that an epoch takes; see docs/results.md
+LONGEST_POEM = 2000  # characters; what goes on for longer after a title is taken for a text without titles
 
 
 class Windows:
     """Training samples, drawn without replacement, in a fresh order in each epoch.
 
-    Stream windows are cut anew in each epoch, at a fresh offset. Of poems, an epoch takes all first windows and a share
-    of the later ones, drawn anew, since every text begins with a first one. All is a function of the seed and the
-    sample's number, so a resumed run needs no more than its iteration.
+    A stream, the whole text or a stretch of it, is cut into windows anew in each epoch, at a fresh offset. Of poems, an
+    epoch takes all first windows and a share of the later ones, drawn anew, since every text begins with a first one.
+    All is a function of the seed and the sample's number, so a resumed run needs no more than its iteration.
+
+    title: the ids of the mark of a title line, for windows of poems; what stands before the first title, and what is
+    longer than a poem can be, is a stream all the same. None: all is a stream.
     Raises UserError for a text shorter than a window.
     """
 
-    def __init__(self, tokens: np.ndarray, seq_len: int, seed: int, poems: ScoredWindows | None = None):
+    def __init__(self, tokens: np.ndarray, seq_len: int, seed: int, title: tuple[int, ...] | None = None):
         if len(tokens) <= seq_len:
             raise UserError(f"the training split has {len(tokens)} characters: too few for --max_seq_len {seq_len}")
-        self.tokens, self.seq_len, self.seed, self.poems = tokens, seq_len, seed, poems
-        self.per_epoch = max(1, (len(tokens) - seq_len) // seq_len) if poems is None else len(self._starts_of(0))
+        self.tokens, self.seq_len, self.seed = tokens, seq_len, seed
+        if title is None:
+            self.first, self.later, self.streams = [], [], [(0, len(tokens))]
+        else:
+            starts, ends = poem_spans(tokens, title)
+            long = ends - starts > max(LONGEST_POEM, 2 * seq_len)
+            self.streams = [(0, starts[0])] if starts[0] > 0 else []
+            self.streams += zip(starts[long] + seq_len, ends[long], strict=True)
+            poems = ScoredWindows.of_spans(starts, np.where(long, starts + seq_len + 1, ends), seq_len)
+            self.first, self.later = poems.start[poems.scored == 0], poems.start[poems.scored > 0]
+        self.per_epoch = len(self._starts_of(0))
         self.epoch, self.starts = -1, None
 
     def batch(self, iteration: int, batchsize: int) -> tuple[Tensor, Tensor]:
@@ -118,12 +140,24 @@ class Windows:
 
     def _starts_of(self, epoch: int) -> np.ndarray:
         rng = np.random.default_rng((self.seed, epoch))
-        if self.poems is not None:
-            first, later = (self.poems.start[of] for of in (self.poems.scored == 0, self.poems.scored > 0))
-            return rng.permutation([*first, *rng.permutation(later)[: round(LATER_SHARE * len(later))]])
-        slack = len(self.tokens) - 1 - self.per_epoch * self.seq_len
-        offset = rng.integers(min(slack, self.seq_len - 1) + 1)
-        return offset + self.seq_len * rng.permutation(self.per_epoch)
+        starts = [*self.first, *rng.permutation(self.later)[: round(LATER_SHARE * len(self.later))]]
+        for begin, end in self.streams:
+            end = min(end + self.seq_len, len(self.tokens))  # so that wherever the cuts fall, its end is seen too
+            count = max(1, (end - begin - self.seq_len) // self.seq_len)
+            slack = max(0, end - begin - 1 - count * self.seq_len)
+            offset = rng.integers(min(slack, self.seq_len - 1) + 1)
+            starts.extend(begin + offset + self.seq_len * np.arange(count))
+        return rng.permutation(starts)
+
+    def __str__(self) -> str:
+        """Which windows an epoch takes, in words."""
+        parts = []
+        if len(self.first):
+            later = f"{LATER_SHARE:.0%} of their {len(self.later):,} later ones (sampling needs the first most)"
+            parts.append(f"the first window of each of {len(self.first):,} poems and {later}")
+        if self.streams:
+            parts.append(f"{sum(end - begin for begin, end in self.streams):,} characters without titles, cut anywhere")
+        return f"an epoch: {'; '.join(parts)}"
 
 
 class Batches:

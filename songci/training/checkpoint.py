@@ -2,6 +2,9 @@
 
 import io
 import zipfile
+from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
@@ -12,12 +15,12 @@ from model import GPT, GPTConfig
 from songci.cli import UserError, atomic_write
 from songci.corpus.vocabulary import Vocabulary, check_same_vocabulary, load_vocabulary
 
-SAME_ON_RESUME = [  # flags, and fields of the model's configuration
-    *("n_layer", "n_head", "n_embd", "dropout", "no_pos", "no_res", "max_seq_len", "windows", "batchsize", "seed"),
-    *("optimizer", "lr", "muon_lr", "weight_decay", "warmup_iters", "grad_clip", "ema"),
+SAME_ON_RESUME = [  # flags that a run keeps to its end
+    *("model", "n_layer", "n_head", "n_embd", "dropout", "no_pos", "no_res", "max_seq_len", "windows", "batchsize"),
+    *("seed", "init_from", "optimizer", "lr", "muon_lr", "weight_decay", "warmup_iters", "grad_clip", "ema"),
 ]
+THIS_TIME = ["ckpt_path", "resume", "overwrite", "compile"]  # flags that are not taken over from the run
 SIZES = ["n_layer", "n_head", "n_embd", "no_pos", "no_res"]  # of a model whose weights another can begin with
-PROGRESS = ["iteration", "best_loss", "seconds", "rows", "recent"]  # attributes of train.py's Trainer
 
 
 def save_checkpoint(path: Path, model: GPT, vocabulary: Vocabulary, title: tuple[int, ...] = (), **extra) -> None:
@@ -121,48 +124,54 @@ def begin_with(model: GPT, ckpt_path: str, data_root: str) -> None:
 
 
 def save_last(trainer) -> None:
-    """Writes the trainer's state into last.pt. Batches and dropout are functions of the iteration: none is kept."""
-    save_checkpoint(
-        trainer.folder / "last.pt",
-        trainer.model,
-        trainer.vocabulary,
-        trainer.title,
-        data=trainer.data,
-        average=None if trainer.average is None else trainer.average.state_dict(),
-        optimizers=[optimizer.state_dict() for optimizer in trainer.optimizers],
-        scaler=trainer.scaler.state_dict(),
-        args=vars(trainer.args),
-        **{name: getattr(trainer, name) for name in PROGRESS},
-    )
+    """Writes the state of train.py's Trainer into last.pt."""
+    state = trainer.state_dict() | {"data": trainer.data, "args": vars(trainer.args)}
+    save_checkpoint(trainer.folder / "last.pt", trainer.model, trainer.vocabulary, trainer.title, **state)
+
+
+def resumed_settings(args: Namespace, given: set[str]) -> Namespace:
+    """The settings of the run in args.ckpt_path, as its last.pt has them, with what may change on the way.
+
+    given: the names of the flags that the user gave. Raises UserError if there is no such run, if flags contradict it,
+    or if it has reached --iters already.
+    """
+    path = run_folder(args.ckpt_path) / "last.pt"
+    if not path.is_file():
+        raise UserError(f"nothing to resume: no last.pt in {path.parent}; start without --resume")
+    model, _, checkpoint = load_checkpoint(path)
+    given = {name: value for name, value in vars(args).items() if name in given and value != "auto"}
+    with resumable(path):
+        run = {**checkpoint["args"], **asdict(model.config)}
+        other = [name for name in SAME_ON_RESUME if name in given and given[name] != run[name]]
+        settings = Namespace(**vars(args) | checkpoint["args"])
+        iters, iteration = checkpoint["args"]["iters"], checkpoint["iteration"]
+    if other:
+        flags = " ".join(f"--{name} {given[name]}" for name in other)
+        values = ", ".join(f"{name} {run[name]}" for name in other)
+        verb, them = ("contradicts", "it") if len(other) == 1 else ("contradict", "them")
+        raise UserError(f"{flags} {verb} {path}, which has {values}: leave {them} out")
+    for name, value in vars(args).items():
+        if name in THIS_TIME or (name in given and name not in SAME_ON_RESUME):
+            setattr(settings, name, value)
+    if settings.iters < iteration or settings.iters == iteration != iters:
+        raise UserError(f"--iters {settings.iters}: {path} is at iteration {iteration} already; give more")
+    return settings
 
 
 def resume(trainer) -> None:
-    """Restores the state in last.pt.
-
-    Raises UserError if it is damaged, has other settings or another vocabulary, or has reached --iters already.
-    """
-    path, args = trainer.folder / "last.pt", trainer.args
+    """Restores the state in last.pt. Raises UserError if it is damaged, or is of another vocabulary or text."""
+    path = trainer.folder / "last.pt"
     model, vocabulary, checkpoint = load_checkpoint(path, trainer.device)
-    check_same_vocabulary(vocabulary, path, trainer.vocabulary, args.data_root)
-    check_same_data(checkpoint.get("data", ""), path, trainer.data, args.data_root)
+    check_same_vocabulary(vocabulary, path, trainer.vocabulary, trainer.args.data_root)
+    check_same_data(checkpoint.get("data", ""), path, trainer.data, trainer.args.data_root)
+    with resumable(path):
+        trainer.load_state_dict({**checkpoint, "model": model.state_dict()})
+
+
+@contextmanager
+def resumable(path: Path) -> Iterator[None]:
+    """Raises UserError in place of the errors of a state that lacks something or does not fit."""
     try:
-        before = {**checkpoint["args"], **asdict(model.config)}
-        wanted = {**vars(args), **asdict(trainer.model.config)}
-        for name in SAME_ON_RESUME:
-            if before[name] != wanted[name]:
-                raise UserError(f"--{name} {wanted[name]} contradicts {path}, which has {before[name]}")
-        for name in PROGRESS:
-            setattr(trainer, name, checkpoint[name])
-        args.init_from = checkpoint["args"]["init_from"]  # for config.json
-        trainer.model.load_state_dict(model.state_dict())
-        if trainer.average is not None:
-            trainer.average.load_state_dict(checkpoint["average"])
-        for optimizer, state in zip(trainer.optimizers, checkpoint["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        trainer.scaler.load_state_dict(checkpoint["scaler"])
+        yield
     except (LookupError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} cannot be resumed from ({error!r}): start again with --overwrite") from None
-    last = trainer.rows[-1] if trainer.rows else {}
-    finished = last.get("iter") == trainer.iteration and "stream_val_loss" in last  # which the end of a run measures
-    if args.iters < trainer.iteration or (args.iters == trainer.iteration and not finished):
-        raise UserError(f"--iters {args.iters}: {path} is at iteration {trainer.iteration} already; give more")

@@ -54,7 +54,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def settle(args, folder: Path) -> torch.device:
-    """The device of a training; sets args.dtype and the number of threads to those in a resumed run's config.json.
+    """The device of a training; sets the number of threads to that in a resumed run's config.json.
 
     What the flags leave to "auto" is what the run began with, so that its numbers stay those of one machine. A number
     of threads that the user or torchrun has set stays, and there are never more of them than this machine would take.
@@ -65,7 +65,6 @@ def settle(args, folder: Path) -> torch.device:
             run = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             if "OMP_NUM_THREADS" not in os.environ:
                 torch.set_num_threads(min(run["threads"], torch.get_num_threads()))
-            args.dtype = run["dtype"] if args.dtype == "auto" else args.dtype
             if args.device == "auto":
                 with suppress(UserError):  # this machine has no such device
                     device = choose_device(run["device"].partition(":")[0])

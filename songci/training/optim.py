@@ -1,9 +1,11 @@
 """The optimiser: Muon for the matrices inside the layers, AdamW for embeddings, biases and norms; and its schedule."""
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from model import GPT
 
@@ -43,7 +45,9 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             by_shape = defaultdict(list)
             for p in group["params"]:
-                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                if not self.state[p]:
+                    self.state[p]["momentum"] = torch.zeros_like(p)
+                buffer = self.state[p]["momentum"]
                 buffer.lerp_(p.grad, 1 - group["momentum"])
                 update = p.grad.lerp(buffer, group["momentum"])  # Nesterov's look-ahead
                 by_shape[p.shape].append((p, update))
@@ -79,6 +83,19 @@ def make_optimizers(
     return optimizers
 
 
+def moving_average(decay: float) -> Callable[[list[Tensor], list[Tensor], Tensor], None]:
+    """What torch's AveragedModel does after each step: an exponential moving average of the weights.
+
+    The decay grows to `decay` as (1 + n)/(10 + n) with the number n of averaged steps: with the full decay from the
+    start, the random first weights would stay in the average of a short run.
+    """
+
+    def update(averages: list[Tensor], weights: list[Tensor], n: Tensor) -> None:
+        get_ema_multi_avg_fn(min(decay, (1 + int(n)) / (10 + int(n))))(averages, weights, n)
+
+    return update
+
+
 def set_rates(optimizers: list[torch.optim.Optimizer], iteration: int, iters: int, warmup_iters: int) -> None:
     """Sets the learning rates of an iteration; see schedule()."""
     rate = schedule(iteration, iters, warmup_iters)
@@ -87,8 +104,15 @@ def set_rates(optimizers: list[torch.optim.Optimizer], iteration: int, iters: in
             group["lr"] = rate * group["base_lr"]
 
 
+MAX_WARMUP = 0.1  # of a run: in a short one, a longer warm-up would leave too few steps at the full rates
+
+
 def schedule(iteration: int, iters: int, warmup_iters: int) -> float:
-    """What the learning rates are multiplied by: linear from 0 to 1 in warmup_iters, and linear to 0 at the end."""
+    """What the learning rates are multiplied by: linear from 0 to 1 in the warm-up, and linear to 0 at the end.
+
+    The warm-up takes warmup_iters, or MAX_WARMUP of the iterations if that is less.
+    """
+    warmup_iters = min(warmup_iters, round(MAX_WARMUP * iters))
     if iteration < warmup_iters:
         return (iteration + 1) / warmup_iters
     return (iters - iteration) / max(1, iters - warmup_iters)

@@ -7,7 +7,7 @@ started without torchrun, is the case of rank 0 of 1.
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 import torch.distributed as dist
@@ -56,6 +56,23 @@ class Parallel:
         summed = torch.tensor(values, dtype=torch.float64, device=device)
         dist.all_reduce(summed)
         return summed.tolist()
+
+    @contextmanager
+    def in_main(self, context: AbstractContextManager, device: torch.device) -> Iterator[None]:
+        """Enters a context in the main process alone. If that raises UserError, the others end without a word."""
+        error = None
+        with ExitStack() as stack:
+            try:
+                if self.main:
+                    stack.enter_context(context)
+            except UserError as refusal:
+                error = refusal
+            refused = self.total(error is not None, device=device)[0]
+            if error is not None:
+                raise error
+            if refused:
+                sys.exit(2)
+            yield
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import glob
 import json
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,10 +41,8 @@ LOG_FIELDS = [*EVALUATION_FIELDS, *WHOLE_FIELDS]
 def own_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[None]:
     """Makes the run's folder, where no other can write in the meantime: by a lock, which ends with the process.
 
-    Raises UserError if another run is at work there, if there is none to resume, or one that would be lost unasked.
+    Raises UserError if another run is at work there, or if one would be lost unasked.
     """
-    if resume and not (folder / "last.pt").exists():
-        raise UserError(f"nothing to resume: no last.pt in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder / ".lock", timeout=0):
@@ -104,6 +103,18 @@ def write_log(path: Path, rows: list[dict]) -> None:
         writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
 
 
+@contextmanager
+def warn_if_in_use(path: Path) -> Iterator[Path]:
+    """Gives the path to write to; on Windows, a program that has it open forbids that: then a line on stderr says so.
+
+    The next evaluation writes it again, with all that was missed.
+    """
+    try:
+        yield path
+    except PermissionError as error:
+        print(f"{path} is not brought up to date, probably open in another program: {error.strerror}", file=sys.stderr)
+
+
 def write_result(trainer) -> None:
     """Writes result.json: the losses over the whole validation split, and the cost of the run; prints what it says.
 
@@ -143,15 +154,18 @@ class TensorBoard:
             raise UserError(f"--tensorboard needs the package tensorboard ({error}): pip install tensorboard") from None
         self.folder, self.new_writer, self.writer = folder, SummaryWriter, None
 
-    def add(self, row: dict) -> None:
-        """Logs an evaluation. What a process that was killed had logged from this iteration on is replaced."""
+    def log(self, rows: list[dict]) -> None:
+        """Logs the last row; the first time all of them, in place of what other processes have logged of this run."""
         if self.writer is None:
-            self.writer = self.new_writer(str(self.folder), purge_step=row["iter"])
-        for name, value in row.items():
-            if name != "iter":
-                split, _, measure = name.rpartition("_")
-                tag = f"{measure}/{split}" if measure in ("loss", "perplexity") else name  # curves of one kind together
-                self.writer.add_scalar(tag, value, row["iter"])
+            self.writer = self.new_writer(str(self.folder), purge_step=rows[0]["iter"])
+        else:
+            rows = rows[-1:]
+        for row in rows:
+            for name, value in row.items():
+                if name != "iter":
+                    split, _, measure = name.rpartition("_")
+                    tag = f"{measure}/{split}" if measure in ("loss", "perplexity") else name  # one kind together
+                    self.writer.add_scalar(tag, value, row["iter"])
         self.writer.flush()
 
 
