@@ -104,7 +104,7 @@ def set_rates(optimizers: list[torch.optim.Optimizer], iteration: int, iters: in
             group["lr"] = rate * group["base_lr"]
 
 
-MAX_WARMUP = 0.1  # of a run: in a short one, a longer warm-up would leave too few steps at the full rates
+MAX_WARMUP = 0.05  # of a run: in a short one, a longer warm-up would leave too few steps at the full rates
 
 
 def schedule(iteration: int, iters: int, warmup_iters: int) -> float:
