@@ -5,6 +5,7 @@ Of these, attention needs the keys and values only: they are kept in a cache, an
 (docs/theory.md). R: the texts of a step, L: their new tokens, S: all their tokens so far; the rest as in model.py.
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 
@@ -16,20 +17,25 @@ CHUNK = 256  # inputs of a product at a time
 
 
 class Decoder:
-    """A GPT that writes up to `rows` texts.
+    """A GPT that writes.
 
     config: the fields of model.GPTConfig; weights: model.GPT's state_dict as arrays of float32.
     """
 
-    def __init__(self, config: Mapping, weights: Mapping[str, np.ndarray], rows: int):
+    def __init__(self, config: Mapping, weights: Mapping[str, np.ndarray]):
         self.config = config
         self.embedding = weights["token_embedding.weight"]  # (V, C)
         self.positions = None if config["no_pos"] else weights["position_embedding.weight"]  # (max_seq_len, C)
         self.layers = [Layer(config, weights, f"layers.{i}.") for i in range(config["n_layer"])]
         self.norm = weights["norm.weight"], weights["norm.bias"]
         self.head = np.ascontiguousarray(self.embedding.T)  # (C, V), tied
-        h, d = config["n_head"], config["n_embd"] // config["n_head"]
-        self.keys, self.values = np.zeros((2, config["n_layer"], rows, h, MULTIPLE, d), dtype=np.float32)
+
+    def with_cache(self, rows: int) -> "Decoder":
+        """The same model with an empty cache for so many texts: keys and values (layers, B, h, room, d)."""
+        other, c = copy.copy(self), self.config
+        shape = (2, c["n_layer"], rows, c["n_head"], 4 * MULTIPLE, c["n_embd"] // c["n_head"])
+        other.keys, other.values = np.zeros(shape, dtype=np.float32)
+        return other
 
     def next_logits(self, windows: Sequence[Sequence[int]], cached: Sequence[int], rows: Sequence[int]) -> np.ndarray:
         """The logits (R, V) of the token that follows each of the R windows of token ids, at least one in each.
@@ -71,6 +77,7 @@ class Decoder:
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
         """Copies what is known of the texts in some rows into other rows."""
+        sources, targets = list(sources), list(targets)
         for store in (self.keys, self.values):
             store[:, targets] = store[:, sources]
 

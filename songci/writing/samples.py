@@ -1,99 +1,94 @@
-"""Samples: finished texts, many of them, with how likely the model finds them."""
+"""Samples: complete texts, many of them, with how likely the model finds them."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
-from pathlib import Path
 
-from songci import lookahead
-from songci.alternatives import Place, alternatives
-from songci.cli import UserError
-from songci.corpus.vocabulary import Vocabulary
-from songci.forms.poems import TITLE
 from songci.forms.writer import FormRules
-from songci.generation import DEFAULT, Controls, Text, generate
-from songci.text import read_text
-from songci.training.checkpoint import Trained
-from songci.training.device import seed_of
-from songci.training.threads import threads_for
+from songci.machine import seed_of, threads_for
+from songci.runs import Trained
+from songci.writing import smc
+from songci.writing.alternatives import Place, alternatives
+from songci.writing.decoder import Decoder
+from songci.writing.generation import DEFAULT, Controls, Model, Text, generate
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be written."""
+
+    start: str
+    num_samples: int = 1
+    max_new_tokens: int = 500
+    stop_at_poem_end: bool = False
+    rules: FormRules | None = None  # of the form that each sample is to keep; then it is a whole poem
+    controls: Controls = DEFAULT
+    seed: int = 1
+    batch: int = 100  # texts written at a time
+    particles: int = 1  # for each poem in form, see smc.py
+    best_of: int = 1  # each sample is the likeliest of this many
+    with_likelihood: bool = False  # fills in the log-likelihoods, which costs some time
+    num_alternatives: int = 0  # for each character, with rules; see alternatives.py
+
+    @property
+    def texts_at_once(self) -> int:
+        return max(1, self.batch // self.particles)
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A finished text, and the number of its new tokens.
-
-    mean_log_likelihood: in nats over these, by the model itself: temperature 1, nothing dropped; free_log_likelihood:
-    over those of them at which the form left a choice. None where there are no such tokens, or nothing was measured.
-    draft: the text with blanks (□) for the characters that the model chose, None without a form.
-    """
+    """A complete text."""
 
     text: str
-    tokens: int
-    mean_log_likelihood: float | None
-    free_log_likelihood: float | None
-    draft: str | None = None
+    tokens: int  # new ones
+    # In nats a new token, by the model itself: temperature 1, nothing dropped. None if there are none, or not asked for
+    mean_log_likelihood: float | None = None
+    # The same with the repetition penalty, of those tokens at which the form left a choice: for best_of
+    free_log_likelihood: float | None = None
+    draft: str | None = None  # the text with blanks (□) for the characters that the model chose; None without a form
     alternatives: list[Place] = field(default_factory=list)
 
 
-def samples(
-    trained: Trained,
-    start: str,
-    num_samples: int,
-    max_new_tokens: int,
-    *,
-    seed: int = 1,
-    batch: int = 100,
-    controls: Controls = DEFAULT,
-    poem: bool = False,
-    rules: FormRules | None = None,
-    best_of: int = 1,
-    particles: int = 1,
-    measure: bool = False,
-    others: int = 0,
-) -> Iterator[Sample]:
-    """`num_samples` continuations of `start`, `batch` texts at a time. The same seed gives the same texts.
+def samples(trained: Trained, request: Request, model: Model | None = None) -> Iterator[Sample]:
+    """What the request asks for, one sample after another. The same seed gives the same texts.
 
-    max_new_tokens, poem, rules: see Text. best_of: each is the likeliest of this many, by free_log_likelihood.
-    particles: see lookahead.py, with rules. measure: fills in the log-likelihoods, which costs some time.
-    others: fills in so many alternatives for each character, with rules; see alternatives.py.
+    model: what gives the logits; if left out, the decoder in numpy.
     """
-    total, batch = num_samples * best_of, max(1, batch // particles)
+    model = model or Decoder(trained.config, trained.weights)
 
-    def tries() -> Iterator[Sample]:
-        for first in range(0, total, batch):
-            seeds = [seed_of(seed, i // best_of, i % best_of) for i in range(first, min(first + batch, total))]
-            texts = [Text(trained, start, own_seed, max_new_tokens, poem, rules) for own_seed in seeds]
-            yield from finished(trained, texts, controls, measure or best_of > 1, particles, others)
+    def tries() -> Iterator[tuple[Sample, Text]]:
+        total, size = request.num_samples * request.best_of, request.texts_at_once
+        for first in range(0, total, size):
+            numbers = range(first, min(first + size, total))
+            seeds = [seed_of(request.seed, i // request.best_of, i % request.best_of) for i in numbers]
+            own = request.max_new_tokens, request.stop_at_poem_end, request.rules
+            texts = [Text(trained, request.start, seed, *own) for seed in seeds]
+            yield from zip(complete(model, texts, request), texts, strict=True)
 
     made = tries()
-    for _ in range(num_samples):
-        yield max(islice(made, best_of), key=lambda sample: sample.free_log_likelihood or 0.0)
+    for _ in range(request.num_samples):
+        sample, text = max(islice(made, request.best_of), key=lambda one: one[0].free_log_likelihood or 0.0)
+        if request.num_alternatives:
+            sample = replace(sample, alternatives=alternatives(trained, model, text, request.num_alternatives))
+        yield sample
 
 
-def finished(
-    trained: Trained,
-    texts: list[Text],
-    controls: Controls,
-    measure: bool = False,
-    particles: int = 1,
-    others: int = 0,
-) -> list[Sample]:
-    """Writes texts to their ends, and with `measure` sums up how likely the model finds them. As samples()."""
-    ahead = particles > 1 and texts[0].form is not None
-    write = partial(lookahead.generate, particles=particles) if ahead else generate
-    with threads_for(trained.model, len(texts) * (particles if ahead else 1)):
-        for step in write(trained.model, texts, controls):
-            if measure:
+def complete(model: Model, texts: list[Text], request: Request) -> list[Sample]:
+    """Writes texts to their ends."""
+    particles = request.particles if texts[0].form is not None else 1
+    write = partial(smc.generate, particles=particles) if particles > 1 else generate
+    with threads_for(model, len(texts) * particles):
+        for step in write(model, texts, request.controls):
+            if request.with_likelihood or request.best_of > 1:
                 step.record()
     return [
         Sample(
             str(text),
             len(text.new),
-            mean([log_prob for log_prob, _, _ in text.records]),
-            mean([log_prob for log_prob, _, free in text.records if free]),
+            mean([record.log_prob for record in text.records]),
+            mean([record.penalised for record in text.records if record.free]),
             text.start + text.form.outline if text.form else None,
-            alternatives(trained, text, others) if others else [],
         )
         for text in texts
     ]
@@ -102,27 +97,3 @@ def finished(
 def mean(values: list[float]) -> float | None:
     """None of no values."""
     return sum(values) / len(values) if values else None
-
-
-def read_start(start: str) -> str:
-    """The text that --start stands for: FILE:path is read, \\n typed in a shell is a line end.
-
-    Raises UserError if it is empty or the file cannot be read.
-    """
-    if start.startswith("FILE:"):
-        start = read_text(Path(start.removeprefix("FILE:")))
-        last = start[:-1].rpartition("\n")[2]
-        if start.endswith("\n") and last and not TITLE.match(last):  # the editor's: the model is to go on with the line
-            start = start[:-1]
-    else:
-        start = start.replace("\\n", "\n")
-    if not start:
-        raise UserError('--start is empty: give at least one character, such as "\\n" or +++清平乐')
-    return start
-
-
-def possible_start(vocabulary: Vocabulary, *wished: str) -> str:
-    """The first of these texts, or else of a few marks, that a corpus has the characters for; else one of these."""
-    known = set(vocabulary.chars)
-    possible = (text for text in (*wished, "\n", "。", " ") if set(text) <= known)
-    return next(possible, vocabulary.chars[len(vocabulary) // 2])
