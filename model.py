@@ -6,15 +6,11 @@ LayerNorm before each sublayer, learned positions, GELU, and a head that shares 
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-# Keys and values (B, h, L, d) -> the same after those of earlier tokens
-Extend = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 PRESETS = {
     "mini": {"n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0},
@@ -73,14 +69,11 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(config.n_embd, config.n_embd)  # W^V
         self.out = nn.Linear(config.n_embd, config.n_embd)  # W^O
 
-    def forward(
-        self, x: Tensor, M: Tensor, extend: Extend | None = None, need_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, M: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
         """x: (B, L, C), M: (L, L), True where a position must not look.
 
         Returns the output (B, L, C) and the attention weights (B, h, L, L); None for these unless `need_weights`, which
-        leaves PyTorch free to compute the same output in one fused, faster operation. `extend` puts the keys and values
-        of earlier tokens, remembered in a cache, before these.
+        leaves PyTorch free to compute the same output in one fused, faster operation.
         """
         B, L, C = x.shape
         h, d = self.n_head, C // self.n_head
@@ -93,8 +86,6 @@ class MultiHeadAttention(nn.Module):
         # Step 3.1: heads before positions
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, h, L, d)
         # exercise: end
-        if extend is not None:
-            k, v = extend(k, v)
         # Step 3.2 - 3.6. On a CPU, the fused operation's gradient in bfloat16 takes three times as long as these steps.
         if need_weights or (q.dtype == torch.bfloat16 and q.device.type == "cpu"):
             out, weights = attention(q, k, v, M, dropout)
@@ -133,11 +124,9 @@ class TransformerLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(config.n_embd)
         self.feed_forward = FeedForward(config)
 
-    def forward(
-        self, x: Tensor, M: Tensor, extend: Extend | None = None, need_weights: bool = False
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, M: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
         """x: (B, L, C) -> (B, L, C), and the attention weights, all as in MultiHeadAttention."""
-        attended, weights = self.attention(self.attention_norm(x), M, extend, need_weights)
+        attended, weights = self.attention(self.attention_norm(x), M, need_weights)
         x = attended if self.no_res else x + attended
         transformed = self.feed_forward(self.feed_forward_norm(x))
         return transformed if self.no_res else x + transformed, weights
@@ -169,24 +158,12 @@ class GPT(nn.Module):
             for into_residual in (module.attention.out, module.feed_forward.down):
                 nn.init.normal_(into_residual.weight, std=0.02 / math.sqrt(2 * self.config.n_layer))
 
-    def forward(
-        self, U: Tensor, cache=None, need_weights: bool = False, head: Callable[[Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """U: (B, L) token ids, L <= max_seq_len.
-
-        Returns the logits (B, L, V), at each position the scores of the next token before the softmax, and a list with
-        the attention weights (B, h, L, L) of each layer, empty unless `need_weights`.
-        cache: a CacheSlice of songci/cache.py, which knows the tokens before these; for sampling.
-        head: what to make of the features (B, L, C) instead of the logits, for those who need less than all of them.
-        """
-        L = U.size(1) if cache is None else cache.size  # of the whole sequence
-        here = slice(None) if cache is None else cache.positions  # those of the tokens in U
+    def features(self, U: Tensor, need_weights: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """Steps 1 to 5 and the LayerNorm: (B, L) token ids -> (B, L, C), and the weights as forward() returns them."""
+        L = U.size(1)
         # exercise: begin
         # Step 1: the positions 0, 1, …, L-1, of type torch.long, on the device of U
         P = torch.arange(L, dtype=torch.long, device=U.device)  # (L,)
-        # exercise: end
-        P = P[here]
-        # exercise: begin
         # Step 2: embeddings of tokens and positions; Step 3: h_0, their sum unless no_pos, and dropout
         x = self.token_embedding(U)  # (B, L, C)
         if not self.config.no_pos:
@@ -194,26 +171,29 @@ class GPT(nn.Module):
         x = self.dropout(x)
         # Step 4: the mask M, True above the diagonal: no position looks at a later one
         M = torch.triu(torch.ones(L, L, dtype=torch.bool, device=U.device), diagonal=1)  # (L, L)
-        # exercise: end
-        M = M[here].unsqueeze(-3)  # the same for all heads
-        past = [cache and cache[i] for i in range(len(self.layers))]  # an Extend for each layer, or None
-        head = head or self.head
-        # exercise: begin
         # Step 5: the layers, one after another
         attn_weights = []
-        for i, layer in enumerate(self.layers):
-            x, weights = layer(x, M, past[i], need_weights)  # (B, L, C), (B, h, L, L)
+        for layer in self.layers:
+            x, weights = layer(x, M, need_weights)  # (B, L, C), (B, h, L, L)
             if need_weights:
                 attn_weights.append(weights)
-        # Step 6: LayerNorm, and the linear head; the softmax is in the loss
+        # Step 6: LayerNorm
         x = self.norm(x)  # (B, L, C)
-        logits = head(x)  # (B, L, V)
+        # exercise: end
+        return x, attn_weights
+
+    def forward(self, U: Tensor, need_weights: bool = False) -> tuple[Tensor, list[Tensor]]:
+        """U: (B, L) token ids, L <= max_seq_len.
+
+        Returns the logits (B, L, V), at each position the scores of the next token before the softmax, and a list with
+        the attention weights (B, h, L, L) of each layer, empty unless `need_weights`.
+        """
+        x, attn_weights = self.features(U, need_weights)
+        # exercise: begin
+        # Step 6: and the linear head; the softmax is in the loss
+        logits = self.head(x)  # (B, L, C) -> (B, L, V)
         # exercise: end
         return logits, attn_weights
-
-    def features(self, U: Tensor, cache=None) -> Tensor:
-        """Step 1 to 6 but for the head: (B, L) token ids -> (B, L, C)."""
-        return self(U, cache, head=nn.Identity())[0]
 
     @property
     def device(self) -> torch.device:

@@ -43,22 +43,17 @@ TODOS = [
         "Step 5：经过线性层 self.out（即 W^O），再做 dropout（F.dropout，概率为变量 dropout）：(B, L, C)",
     ),
     (
-        "Step 1",
+        "Step 1 - 6",
         "Step 1：用 torch.arange() 生成位置序号 P = 0, 1, …, L-1，尺寸 (L,)，类型 torch.long，设备与 U 相同",
-    ),
-    (
-        "Step 2, 3, 4",
         "Step 2：由 self.token_embedding 得到单词嵌入 (B, L, C)，由 self.position_embedding 得到 P 的位置编码 (L, C)",
         "Step 3：x 为二者之和；若 self.config.no_pos 为 True，则只有单词嵌入；再经过 self.dropout",
         "Step 4：生成掩码 M：(L, L)，类型 torch.bool，设备与 U 相同，对角线以上为 True：任何位置都看不到后面的字",
         "  可用 torch.triu()，注意参数 diagonal",
+        "Step 5：依次经过 self.layers 的各层：每层的参数为 x, M, need_weights，返回 x：(B, L, C) 和注意力系数：(B, h, L, L)",
+        "  后者在 need_weights 为 True 时依次存入列表 attn_weights",
+        "Step 6 的前一半：x 经过 self.norm",
     ),
-    (
-        "Step 5, 6",
-        "Step 5：依次经过 self.layers 的各层：第 i 层的参数为 x, M, past[i], need_weights",
-        "  每层返回 x：(B, L, C) 和注意力系数：(B, h, L, L)，后者在 need_weights 为 True 时依次存入列表 attn_weights",
-        "Step 6：x 经过 self.norm，再经过 head，得到 logits：(B, L, V)；不做 softmax",
-    ),
+    ("Step 6", "Step 6 的后一半：x 经过 self.head，得到 logits：(B, L, V)；不做 softmax"),
 ]
 
 

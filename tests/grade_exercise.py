@@ -144,9 +144,9 @@ def test_gpt_step_3_dropout_acts_on_the_embeddings_in_training_only():
     model = make(dropout=0.5).train()
     model.layers, model.norm = torch.nn.ModuleList(), torch.nn.Identity()
     U = token_ids()
-    assert 0.3 < (model.features(U) == 0).float().mean() < 0.7
+    assert 0.3 < (model.features(U)[0] == 0).float().mean() < 0.7
     expected = model.token_embedding.weight[U] + model.position_embedding.weight[:L]
-    close(model.eval().features(U), expected)
+    close(model.eval().features(U)[0], expected)
 
 
 def test_gpt_step_4_no_position_sees_a_later_one():
@@ -156,32 +156,6 @@ def test_gpt_step_4_no_position_sees_a_later_one():
         after, _ = model((U + (torch.arange(L) == changed)) % V)
         close(after[:, :changed], before[:, :changed])
         assert not torch.allclose(after[:, changed], before[:, changed], atol=1e-3), "a position sees itself"
-
-
-class Past:
-    """The cache of sampling, in small: `size` tokens are known, the last ones at `positions`."""
-
-    def __init__(self):
-        self.size, self.known = 0, {}
-
-    def read(self, length: int):
-        self.positions = torch.arange(self.size, self.size + length)[None]
-        self.size += length
-        return self
-
-    def __getitem__(self, layer: int):
-        def extend(*new):
-            known = self.known.get(layer, (new[0][:, :, :0], new[1][:, :, :0]))
-            self.known[layer] = [torch.cat(pair, dim=2) for pair in zip(known, new, strict=True)]
-            return self.known[layer]
-
-        return extend
-
-
-def test_gpt_reads_a_text_in_parts_as_it_reads_it_at_once():
-    model, U, past = make(), token_ids(), Past()
-    parts = [model.features(part, past.read(part.size(1))) for part in U.split([3, 1, 1, 2], dim=1)]
-    close(torch.cat(parts, dim=1), model.features(U))
 
 
 def test_gpt_learns():

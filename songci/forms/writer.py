@@ -13,9 +13,6 @@ from functools import cache, cached_property
 from itertools import accumulate, chain
 
 import numpy as np
-import torch
-from torch import Tensor
-
 from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms.draft import Draft
@@ -57,17 +54,17 @@ class FormRules:
         if len(rhyme) > 1 or (rhyme and rhyme not in forms.classes):
             raise UserError(f"--rhyme {rhyme!r}: give one character that the poems of the corpus rhyme with")
 
-    def exactly(self, chars: str) -> Tensor:
+    def exactly(self, chars: str) -> np.ndarray:
         """(V,) True for the tokens of these very characters, not for marks that count as the same."""
-        return torch.from_numpy(np.isin(self._codes, list(map(ord, chars))))
+        return np.isin(self._codes, list(map(ord, chars)))
 
-    def mask(self, mark: str, tone: str = EITHER) -> Tensor:
+    def mask(self, mark: str, tone: str = EITHER) -> np.ndarray:
         """(V,) True for the tokens of a mark, or for characters of a tone if that is ""."""
         if mark:
-            return torch.from_numpy((self._marks == mark) | (self._codes == ord(mark)))
-        return torch.from_numpy(self._toned[tone])
+            return (self._marks == mark) | (self._codes == ord(mark))
+        return self._toned[tone]
 
-    def rhyming(self, number: int | None, group_tone: str, tone: str) -> Tensor:
+    def rhyming(self, number: int | None, group_tone: str, tone: str) -> np.ndarray:
         """(V,) True for the characters of a rhyme class, or of any class of the group's tone, that have the tone.
 
         If none has, the tone gives way.
@@ -76,7 +73,7 @@ class FormRules:
         in_class = np.isin(self._classes, own if number is None else [number])
         in_class = in_class if in_class.any() else self._classes >= 0
         toned = in_class & self._toned[tone]
-        return torch.from_numpy(toned if toned.any() else in_class)
+        return toned if toned.any() else in_class
 
     @cached_property
     def rhyme_shares(self) -> dict[int, float]:
@@ -269,7 +266,7 @@ class FormWriter:
     def done(self) -> bool:
         return self.titled and self.draft.done
 
-    def allowed(self) -> Tensor:
+    def allowed(self) -> np.ndarray:
         """(V,) True for the tokens that may come next."""
         rules, draft = self.rules, self.draft
         if draft is None:

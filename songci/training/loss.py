@@ -74,5 +74,5 @@ class TrainingLoss(nn.Module):
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(inputs.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            features = self.features(inputs)
+            features, _ = self.features(inputs)
         return head_loss(features, self.model.head.weight, targets, self.dtype)

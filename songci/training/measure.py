@@ -72,7 +72,7 @@ def loss_sum(model: GPT, inputs: Tensor, targets: Tensor, dtype: torch.dtype) ->
     counts = targets != IGNORE  # the head, half of the work, is for these only
     model.eval()
     with torch.autocast(model.device.type, dtype, enabled=dtype != torch.float32):
-        features = model.features(inputs.to(model.device))[counts]
+        features = model.features(inputs.to(model.device))[0][counts]
         for rows, y in zip(features.split(CHUNK_ROWS), targets[counts].split(CHUNK_ROWS), strict=True):
             total += F.cross_entropy(model.head(rows).float(), y, reduction="sum").item()
     model.train(training)

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import islice
 
 from songci.forms.writer import FormRules
-from songci.machine import seed_of, threads_for
+from songci.machine import seed_of, set_blas_threads
 from songci.runs import Trained
 from songci.writing import smc
 from songci.writing.alternatives import Place, alternatives
@@ -56,6 +56,7 @@ def samples(trained: Trained, request: Request, model: Model | None = None) -> I
     model: what gives the logits; if left out, the decoder in numpy.
     """
     model = model or Decoder(trained.config, trained.weights)
+    set_blas_threads(trained.config["n_embd"], min(request.batch, request.num_samples * request.particles))
 
     def tries() -> Iterator[tuple[Sample, Text]]:
         total, size = request.num_samples * request.best_of, request.texts_at_once
@@ -78,10 +79,9 @@ def complete(model: Model, texts: list[Text], request: Request) -> list[Sample]:
     """Writes texts to their ends."""
     particles = request.particles if texts[0].form is not None else 1
     write = partial(smc.generate, particles=particles) if particles > 1 else generate
-    with threads_for(model, len(texts) * particles):
-        for step in write(model, texts, request.controls):
-            if request.with_likelihood or request.best_of > 1:
-                step.record()
+    for step in write(model, texts, request.controls):
+        if request.with_likelihood or request.best_of > 1:
+            step.record()
     return [
         Sample(
             str(text),

@@ -1,0 +1,52 @@
+"""The machine: which device computes, how many threads, and seeds for its random generators."""
+
+import os
+from functools import cache
+
+import numpy as np
+
+from songci.cli import UserError
+
+MANY = 32  # texts at once: for these a second thread gains a third of the time and more
+LARGE = 256  # channels: from here on it does so for any number
+
+
+def choose_device(name: str):
+    """'auto', 'cpu', 'cuda' or 'mps' → a torch.device that is there; auto: a GPU if there is one.
+
+    Raises UserError if the machine has none of the kind.
+    """
+    import torch  # here: who writes on a CPU does without it
+
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(kind for kind, present in available.items() if present)
+    if not available[name]:
+        raise UserError(f"--device {name}: there is no such device here; use --device cpu or auto")
+    return torch.device(name)
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed for a random generator from several numbers; other numbers give another seed."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def set_blas_threads(channels: int, texts: int) -> None:
+    """From now on, numpy's products take one thread to write a few texts with a small model, and all for more.
+
+    For a few, a second thread gains little idle, and waits awake for the first beside a busy program. A number that the
+    user has set stays; without the package threadpoolctl, BLAS decides.
+    """
+    if not {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"} & os.environ.keys() and _blas() is not None:
+        few = channels < LARGE and texts < MANY
+        _blas().limit(limits=1 if few else os.cpu_count())
+
+
+@cache
+def _blas():
+    """What sets the threads of numpy's BLAS, or None."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return None
+    return ThreadpoolController().select(user_api="blas")
