@@ -18,24 +18,51 @@ A character is chosen in this order: what the form allows, repetition penalty, t
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from songci.cli import ArgumentParser, UserError, number, run
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT
 from songci.forms.check import check
 from songci.forms.poems import BLANK, read_poems, split_title
-from songci.forms.prompt import as_in_corpus
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
-from songci.generation import DEFAULT, FORM_CONTROLS, Controls, Text, generate
-from songci.lookahead import PARTICLES
-from songci.samples import Sample, possible_start, read_start, samples
+from songci.machine import choose_device, may_have_gpu, seed_of, set_blas_threads
+from songci.runs import Trained, as_gpt, load_trained, run_folder
 from songci.text import to_json
-from songci.training.checkpoint import Trained, load_model
-from songci.training.device import choose_device, seed_of
-from songci.training.threads import threads_for
+from songci.writing.decoder import Decoder
+from songci.writing.generation import DEFAULT, FORM_CONTROLS, Controls, Model, Text, generate
+from songci.writing.prompt import as_in_corpus, first_encodable, read_start
+from songci.writing.samples import Request, Sample, samples
+from songci.writing.smc import PARTICLES
 
 SEPARATOR = "-" * 15
+
+
+class PlainModel:
+    """model.py, asked for the next character as the assignment does it: the whole window, of which the last position
+    counts. It has no cache; a GPU is fast enough without one."""
+
+    def __init__(self, trained: Trained, device):
+        self.model = as_gpt(trained, device)
+
+    def with_cache(self, rows: int) -> "PlainModel":
+        return self
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """There is nothing to copy."""
+
+    def next_logits(self, windows: Sequence[list[int]], cached: Sequence[int], rows: Sequence[int]) -> np.ndarray:
+        """The logits (R, V) of the token that follows each of R windows of token ids."""
+        import torch  # here: on a CPU, poems are written without it
+
+        last = [len(ids) - 1 for ids in windows]
+        U = torch.tensor([[*ids, *[0] * (max(last) + 1 - len(ids))] for ids in windows], device=self.model.device)
+        with torch.inference_mode():
+            features, _ = self.model.features(U)  # (R, L, C); no position looks at the padding to its right
+            return self.model.head(features[range(len(last)), last]).float().cpu().numpy()
 
 
 def verdict(text: str, forms: Forms | None) -> dict:
@@ -62,20 +89,19 @@ def json_line(sample: Sample, prompt: str, seed: int, index: int, forms: Forms |
     return to_json(fields)
 
 
-def stream(trained: Trained, text: Text, controls: Controls) -> None:
+def stream(model: Model, text: Text, controls: Controls) -> None:
     """Prints one sample as it is made."""
     held = ""  # line ends and title marks wait: they are not printed if the poem ends with them
     print(text.start, end="", flush=True)
-    with threads_for(trained.model, 1):
-        for step in generate(trained.model, [text], controls):
-            held += trained.vocabulary.decode(step.ids.tolist())
-            if not text.poem or held.strip("\n+"):
-                print(held, end="", flush=True)
-                held = ""
+    for step in generate(model, [text], controls):
+        held += text.vocabulary.decode(step.ids.tolist())
+        if not text.stop_at_poem_end or held.strip("\n+"):
+            print(held, end="", flush=True)
+            held = ""
     print("" if text.at_next_title else held)
 
 
-def parse_args(args=None):
+def parse_args(words=None):
     parser = ArgumentParser(__doc__)
     positive = number(int, 1)
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
@@ -85,9 +111,9 @@ def parse_args(args=None):
     parser.add_argument("--max_new_tokens", type=number(int, 0), default=500, help="characters to add to each sample")
     parser.add_argument("--stop_at_poem_end", action="store_true", help="end each sample when its poem ends")
     parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=1, help="the same seed, the same samples")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help="where to compute")
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda", "mps"], help=DEVICE_HELP)
 
-    group = parser.add_argument_group("poems that keep their tune (needs DATA_ROOT/forms.json, which prepare.py makes)")
+    group = parser.add_argument_group("poems that keep their tune")
     group.add_argument("--form", action="store_true", help=FORM_HELP)
     group.add_argument("--acrostic", default="", metavar="春夏秋冬", help=ACROSTIC_HELP)
     group.add_argument("--rhyme", default="", metavar="东", help=RHYME_HELP)
@@ -106,13 +132,15 @@ def parse_args(args=None):
     group.add_argument("--stream", action="store_true", help="one sample after another, each character as it is made")
     group.add_argument("--alternatives", type=number(int, 0), default=0, metavar="N", help=ALTERNATIVES_HELP)
     group.add_argument("--format", default="text", choices=["text", "jsonl"], help="jsonl: a line of JSON a sample")
-    args = parser.parse_args(args)
+    args = parser.parse_args(words)
     ahead = args.particles is not None and args.particles > 1
     for other, given in (("format jsonl", args.format == "jsonl"), ("best_of", args.best_of > 1), ("particles", ahead)):
         if args.stream and given:
             parser.error(f"--stream and --{other} exclude each other")
     if args.alternatives and args.format != "jsonl":
         parser.error("--alternatives is for --format jsonl")
+    if "data_root" not in parser.given(words) and not Path(args.data_root).exists():
+        args.data_root = None  # the run knows enough
     args.start = read_start(args.start)
     wishes = args.acrostic, args.rhyme, args.template, args.alternatives, BLANK in args.start
     args.form = args.form or ahead or any(wishes)
@@ -121,6 +149,7 @@ def parse_args(args=None):
     return args
 
 
+DEVICE_HELP = "cpu, cuda, mps: with model.py and torch; auto: so on a GPU, and on a CPU in numpy, which is faster"
 START_HELP = (
     "the text to continue, or FILE:path to read it from a file; □ in a poem is a character to be written, and all else "
     "stays as it is (implies --form)"
@@ -150,12 +179,17 @@ TOP_P_HELP = "choose among the likeliest characters that together reach this pro
 PENALTY_HELP = f"against repetition, 1: none; if left out, {FORM_CONTROLS.repetition_penalty} with --form, else 1"
 
 
-def load(args) -> Trained:
-    """The model. Raises UserError if it does not belong to the data set, or cannot do what is asked for."""
-    trained = load_model(args.ckpt_path, choose_device(args.device), args.data_root)
+def load(args) -> tuple[Trained, Model]:
+    """What training has made, and what gives its logits. Raises UserError if it cannot do what is asked for."""
+    device = None
+    if args.device != "auto" or may_have_gpu():
+        device = choose_device(args.device)
+    trained = load_trained(args.ckpt_path, args.data_root)
     if args.stop_at_poem_end and not trained.title:
         raise UserError(f"--stop_at_poem_end: the model in {args.ckpt_path} was not trained on windows of poems")
-    return trained
+    numpy = device is None or (args.device == "auto" and device.type == "cpu")
+    print(f"{args.ckpt_path}: {trained.num_parameters:,} parameters on {'cpu' if numpy else device}", file=sys.stderr)
+    return trained, Decoder(trained.config, trained.weights) if numpy else PlainModel(trained, device)
 
 
 def warn_of_long_tune(start: str, forms: Forms, window: int) -> None:
@@ -170,40 +204,54 @@ def warn_of_long_tune(start: str, forms: Forms, window: int) -> None:
 
 def main() -> None:
     args = parse_args()
-    trained = load(args)
+    trained, model = load(args)
     vocabulary = trained.vocabulary
     if args.start == "\n":
-        args.start = possible_start(vocabulary, args.start)
+        args.start = first_encodable(vocabulary, args.start)
     start, acrostic, rhyme = (as_in_corpus(x, vocabulary) for x in (args.start, args.acrostic, args.rhyme))
     if BLANK in start and BLANK in vocabulary.chars:
         print(f"{BLANK} in --start is a character to be written, though the corpus has it as one", file=sys.stderr)
-    has_forms = args.form or (Path(args.data_root) / "forms.json").is_file()
-    forms = Forms.load(args.data_root) if has_forms else None
+    forms_of = run_folder(args.ckpt_path) if args.data_root is None else Path(args.data_root)
+    forms = Forms.load(forms_of) if args.form or (forms_of / "forms.json").is_file() else None
     rules = FormRules(forms, vocabulary, acrostic, rhyme, args.template or 0) if args.form else None
     if forms and not rules:
-        warn_of_long_tune(start, forms, trained.model.config.max_seq_len)
+        warn_of_long_tune(start, forms, trained.max_seq_len)
     Text(trained, start, args.seed, rules=rules)  # an unknown character, or no form for it, is reported before all else
-    print(f"{args.ckpt_path}: {trained.model.num_parameters():,} parameters on {trained.model.device}", file=sys.stderr)
     usual = FORM_CONTROLS if args.form else DEFAULT
     penalty = usual.repetition_penalty if args.repetition_penalty is None else args.repetition_penalty
-    controls = Controls(args.temperature, args.top_k, args.top_p, penalty)
-    texts = {"max_new_tokens": args.max_new_tokens, "poem": args.stop_at_poem_end, "rules": rules}
+    request = Request(
+        start,
+        args.num_samples,
+        args.max_new_tokens,
+        args.stop_at_poem_end,
+        rules,
+        Controls(args.temperature, args.top_k, args.top_p, penalty),
+        args.seed,
+        args.batch,
+        args.particles,
+        args.best_of,
+        with_likelihood=args.format == "jsonl",
+        num_alternatives=args.alternatives,
+    )
     alone = args.num_samples == args.best_of == args.particles == 1 and sys.stdout.isatty()
     if args.format == "text" and (args.stream or alone):
+        set_blas_threads(trained.config["n_embd"], 1)
         for i in range(args.num_samples):
-            print(f"{SEPARATOR}\n" * (i > 0), end="")
-            stream(trained, Text(trained, start, seed_of(args.seed, i, 0), **texts), controls)
+            if i > 0:
+                print(SEPARATOR)
+            seed = seed_of(args.seed, i, 0)
+            stream(
+                model, Text(trained, start, seed, args.max_new_tokens, args.stop_at_poem_end, rules), request.controls
+            )
         return
     began, tokens = time.perf_counter(), 0
-    ways = {"seed": args.seed, "batch": args.batch, "controls": controls, "best_of": args.best_of}
-    ways |= {"particles": args.particles, "measure": args.format == "jsonl", "others": args.alternatives}
-    for i, sample in enumerate(samples(trained, start, args.num_samples, **texts, **ways)):
+    for i, sample in enumerate(samples(trained, request, model)):
         tokens += sample.tokens
         if args.format == "jsonl":
             print(json_line(sample, start, args.seed, i, forms), flush=True)
         else:
-            print(f"{SEPARATOR}\n" * (i > 0) + sample.text, flush=True)
-    speed, plural = tokens / (time.perf_counter() - began), "s" * (args.num_samples > 1)
+            print(sample.text if i == 0 else f"{SEPARATOR}\n{sample.text}", flush=True)
+    speed, plural = tokens / (time.perf_counter() - began), "s" if args.num_samples > 1 else ""
     print(f"{args.num_samples} sample{plural}, {tokens:,} characters, {speed:,.0f} a second", file=sys.stderr)
 
 

@@ -1,13 +1,19 @@
 """The machine: which device computes, how many threads, and seeds for its random generators."""
 
 import os
+import platform
+import shutil
+import sys
 from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 
 from songci.cli import UserError
 
 MANY = 32  # texts at once: for these a second thread gains a third of the time and more
+APPLE = ("darwin", "arm64")  # whose GPU torch calls mps
 LARGE = 256  # channels: from here on it does so for any number
 
 
@@ -24,6 +30,12 @@ def choose_device(name: str):
     if not available[name]:
         raise UserError(f"--device {name}: there is no such device here; use --device cpu or auto")
     return torch.device(name)
+
+
+def may_have_gpu() -> bool:
+    """Whether it is worth while to import torch, which takes a second, and ask it for a GPU."""
+    signs = shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists() or (sys.platform, platform.machine()) == APPLE
+    return bool(signs) and find_spec("torch") is not None
 
 
 def seed_of(*numbers: int) -> int:
