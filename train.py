@@ -2,7 +2,8 @@
 
 Writes into CKPT_PATH:
 
-  best.pt, last.pt      the model with the lowest validation loss, and the state to --resume from
+  best.safetensors      the model with the lowest validation loss; with forms.json, a copy, it writes poems anywhere
+  last.pt               the state to --resume from
   log.csv               a line for each evaluation: loss, perplexity, learning rate, gradient norm, speed
   loss&perplexity.jpg   the same as curves, redrawn at every evaluation
   config.json           the settings of the run
@@ -34,17 +35,13 @@ from model import GPT
 from songci.cli import Interrupted, UserError, deferred_signals, run
 from songci.corpus.vocabulary import fingerprint, load_dataset
 from songci.corpus.windows import IGNORE, Batches, Windows, poem_starts, title_ids, use_poem_windows
-from songci.training.checkpoint import (
-    begin_with,
-    load_model,
-    resume,
-    run_folder,
-    save_checkpoint,
-    save_last,
-)
-from songci.training.device import choose_dtype, keep_large_blocks, seed_of, settle
+from songci.curves import plot_curves
+from songci.machine import seed_of
+from songci.runs import BEST, as_gpt, load_trained, perplexity, run_folder, save_trained
+from songci.training.checkpoint import begin_with, resume, save_last, trained_of
+from songci.training.device import choose_dtype, keep_large_blocks, settle
 from songci.training.flags import model_config, parse_args
-from songci.training.loss import TrainingLoss, perplexity
+from songci.training.loss import TrainingLoss
 from songci.training.measure import Measures
 from songci.training.optim import make_optimizers, moving_average, set_rates
 from songci.training.parallel import Parallel, end_together
@@ -53,7 +50,6 @@ from songci.training.runlog import (
     begin_folder,
     log_line,
     own_folder,
-    plot_curves,
     warn_if_in_use,
     write_log,
     write_result,
@@ -217,7 +213,7 @@ class Trainer:
 
     @property
     def result_model(self) -> GPT:
-        """What is measured and kept as best.pt: the moving average of the weights if --ema asks for it."""
+        """What is measured and kept as best.safetensors: the moving average of the weights if --ema asks for it."""
         return self.model if self.average is None else self.average.module
 
     @property
@@ -260,10 +256,11 @@ class Trainer:
             plot_curves({"": self.rows}, path)
 
     def save_best(self, val_loss: float) -> None:
-        """Writes the present model, of this validation loss, as best.pt."""
+        """Writes the present model, of this validation loss, as best.safetensors."""
         self.best_loss = val_loss
-        best = {"data": self.data, "iteration": self.iteration, "val_loss": val_loss}
-        save_checkpoint(self.folder / "best.pt", self.result_model, self.vocabulary, self.title, **best)
+        own = self.vocabulary, self.title, self.data
+        best = trained_of(self.result_model, *own, iteration=self.iteration, val_loss=val_loss)
+        save_trained(self.folder / BEST, best)
 
     def state_dict(self) -> dict:
         """All that changes while it trains, except the weights. Batches and dropout are functions of the iteration."""
@@ -285,14 +282,14 @@ class Trainer:
             setattr(self, name, state[name])
         if not self.parallel.main:
             return
-        if self.rows and not (self.folder / "best.pt").exists():
+        if self.rows and not (self.folder / BEST).exists():
             print(
-                f"no best.pt in {self.folder}: the model of iteration {self.iteration} takes its place", file=sys.stderr
+                f"no {BEST} in {self.folder}: the model of iteration {self.iteration} takes its place", file=sys.stderr
             )
             self.save_best(self.evaluation_loss(self.result_model))
         elif self.rows and any(state["args"][name] != getattr(self.args, name) for name in MEASURED_BY):
             # Losses over other windows are not comparable: a lucky one over a few would never be beaten
-            self.best_loss = self.evaluation_loss(load_model(self.folder, self.device).model)
+            self.best_loss = self.evaluation_loss(as_gpt(load_trained(self.folder), self.device))
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ safetensors can. A SHA-256 of all of it finds out a file that was damaged.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -101,6 +102,11 @@ def load_trained(ckpt_path: str | Path, data_root: str | Path | None = None) -> 
         check_same_vocabulary(trained.vocabulary, ckpt_path, prepared, data_root)
         return Trained(**{**vars(trained), "vocabulary": prepared})  # which may know more names of tunes
     return trained
+
+
+def perplexity(loss: float) -> float:
+    """e^loss; infinite where a float cannot hold it."""
+    return math.exp(loss) if loss < 709 else math.inf
 
 
 def as_gpt(trained: Trained, device="cpu"):

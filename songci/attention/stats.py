@@ -24,8 +24,8 @@ from songci.cli import PACKAGE, UserError
 from songci.corpus.vocabulary import Vocabulary, load_dataset
 from songci.corpus.windows import ScoredWindows
 from songci.forms.poems import is_character
+from songci.runs import BEST, as_gpt, load_trained
 from songci.text import printable, read_text
-from songci.training.checkpoint import load_model
 from songci.training.measure import mean_loss
 
 POEM = PACKAGE.parent / "data/attnvis/rumengling.txt"
@@ -44,7 +44,7 @@ class Reading:
     vocabulary: Vocabulary
     name: str  # of the run
     note: str  # says so if the text was cut; otherwise empty
-    title: tuple[int, ...] = ()  # as in checkpoint.Trained
+    title: tuple[int, ...] = ()  # as in runs.Trained
 
     @property
     def num_heads(self) -> int:
@@ -91,15 +91,15 @@ def example(data_root: str | Path) -> str:
 
 def load(data_root: str | Path, ckpt_path: str | Path, text: str) -> Reading:
     """read() with the model of a run. Raises UserError too if the run or its data set is missing or of another."""
-    trained = load_model(ckpt_path, data_root=data_root)
-    return read(trained.model, trained.vocabulary, text, printable(Path(ckpt_path).resolve().name), trained.title)
+    trained = load_trained(ckpt_path, data_root)
+    return read(as_gpt(trained), trained.vocabulary, text, printable(Path(ckpt_path).resolve().name), trained.title)
 
 
 def load_existing(data_root: str | Path, ckpt_paths: list[str], text: str) -> list[Reading]:
     """load() for each of the runs that exists; prints how to make the others."""
     readings = []
     for path in ckpt_paths:
-        if (Path(path) / "best.pt").is_file():
+        if (Path(path) / BEST).is_file():
             readings.append(load(data_root, path, text))
         else:
             flag = next((f" --{flag}" for flag in ("no_pos", "no_res") if path.endswith(flag)), "")

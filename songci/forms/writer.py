@@ -13,6 +13,7 @@ from functools import cache, cached_property
 from itertools import accumulate, chain
 
 import numpy as np
+
 from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms.draft import Draft

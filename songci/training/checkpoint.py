@@ -1,4 +1,4 @@
-"""How a model is saved and loaded with its vocabulary, and last.pt, from which a run goes on as if never stopped."""
+"""last.pt, from which a run goes on as if never stopped, and what a run takes from another."""
 
 import io
 import zipfile
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
 from model import GPT, GPTConfig
 from songci.cli import UserError, atomic_write
-from songci.corpus.vocabulary import Vocabulary, check_same_vocabulary, load_vocabulary
+from songci.corpus.vocabulary import Vocabulary, check_same_vocabulary
+from songci.runs import Trained, as_gpt, load_trained, run_folder
 
 SAME_ON_RESUME = [  # flags that a run keeps to its end
     *("model", "n_layer", "n_head", "n_embd", "dropout", "no_pos", "no_res", "max_seq_len", "windows", "batchsize"),
@@ -60,41 +60,11 @@ def load_checkpoint(path: Path, device: str | torch.device = "cpu") -> tuple[GPT
     return model, vocabulary, checkpoint
 
 
-class Trained(NamedTuple):
-    """What a training run has made.
-
-    title: the token ids of "\\n+++" if it was trained on windows of poems, so that sampling begins a new window where
-    they occur; empty if its windows began anywhere. data: the fingerprint() of what it was trained on, "" in old runs.
-    """
-
-    model: GPT
-    vocabulary: Vocabulary
-    title: tuple[int, ...] = ()
-    data: str = ""
-
-
-def load_model(
-    ckpt_path: str | Path, device: str | torch.device = "cpu", data_root: str | Path | None = None
-) -> Trained:
-    """The best model of a training run, ready to use.
-
-    data_root: the data folder that it is used with. Raises UserError if there is no model, or if they do not belong
-    together.
-    """
-    prepared = None if data_root is None else load_vocabulary(data_root)
-    model, vocabulary, checkpoint = load_checkpoint(run_folder(ckpt_path) / "best.pt", device)
-    if prepared is not None:
-        check_same_vocabulary(vocabulary, ckpt_path, prepared, data_root)
-        vocabulary = prepared  # which may know more names of tunes
-    return Trained(model.eval(), vocabulary, tuple(checkpoint["title"]), checkpoint.get("data", ""))
-
-
-def run_folder(ckpt_path: str | Path) -> Path:
-    """`ckpt_path` as a path. Raises UserError if it is a file, such as the best.pt in the folder."""
-    folder = Path(ckpt_path)
-    if folder.is_file():
-        raise UserError(f"{ckpt_path} is a file: give the folder of the run, {folder.parent}")
-    return folder
+def trained_of(model: GPT, vocabulary: Vocabulary, title: tuple[int, ...], data: str, **measured: float) -> Trained:
+    """What best.safetensors is to hold of a model; measured: iteration and val_loss."""
+    weights = {name: weight.float().cpu().numpy() for name, weight in model.state_dict().items()}
+    del weights["head.weight"]  # it is the token embedding
+    return Trained(asdict(model.config), weights, vocabulary, title, data, measured)
 
 
 def check_same_data(trained: str, ckpt_path: str | Path, prepared: str, data_root: str | Path) -> None:
@@ -110,7 +80,7 @@ def begin_with(model: GPT, ckpt_path: str, data_root: str) -> None:
     A shorter window takes the first positions; in a longer one, those that the other lacks stay as they were. Raises
     UserError if it is missing or damaged, or if sizes or vocabularies differ.
     """
-    other = load_model(ckpt_path, model.device, data_root).model
+    other = as_gpt(load_trained(ckpt_path, data_root), model.device)
     for name in SIZES:
         own, theirs = getattr(model.config, name), getattr(other.config, name)
         if own != theirs:

@@ -1,4 +1,4 @@
-"""The machine: which device and which dtype to compute with, its memory, and seeds for its random generators."""
+"""The machine, for training: its device and dtype, its threads as a run had them, and its memory."""
 
 import ctypes
 import json
@@ -10,20 +10,10 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from songci.cli import UserError
-
-
-def choose_device(name: str) -> torch.device:
-    """'auto', 'cpu', 'cuda' or 'mps' → a device that is there. Raises UserError if the machine has none of the kind."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(kind for kind, present in available.items() if present)
-    if not available[name]:
-        raise UserError(f"--device {name}: there is no such device here; use --device cpu or auto")
-    return torch.device(name)
+from songci.machine import choose_device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -73,11 +63,6 @@ def settle(args, folder: Path) -> torch.device:
     if device.type == "cuda":  # its ten bits of mantissa are enough here, and fast
         torch.set_float32_matmul_precision("high")
     return device
-
-
-def seed_of(*numbers: int) -> int:
-    """A seed for torch's generators from several numbers; other numbers give another seed."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 def check_compiler(device: torch.device) -> None:

@@ -1,18 +1,11 @@
 """The loss of next-character prediction, computed without keeping the logits of a whole batch."""
 
-import math
-
 import torch
 from torch import Tensor, nn
 
 from songci.corpus.windows import IGNORE
 
 CHUNK_ROWS = 1024  # of logits held at a time: (CHUNK_ROWS, V)
-
-
-def perplexity(loss: float) -> float:
-    """e^loss; infinite where a float cannot hold it."""
-    return math.exp(loss) if loss < 709 else math.inf
 
 
 class _HeadCrossEntropy(torch.autograd.Function):

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from model import GPT
 from songci.corpus.windows import IGNORE, ScoredWindows, stack_windows
-from songci.training.loss import perplexity
+from songci.runs import perplexity
 
 CHUNK_ROWS = 256  # of logits at a time: with all of a batch, most of the time goes into getting memory
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,9 @@ from filelock import FileLock, Timeout
 
 from songci.cli import UserError, atomic_write
 from songci.corpus.vocabulary import read_sha256
-from songci.fonts import find
-from songci.training.checkpoint import load_checkpoint
-from songci.training.loss import perplexity
+from songci.runs import BEST, as_gpt, load_trained, perplexity
 
-RUN_FILES = ["log.csv", "loss&perplexity.jpg", "best.pt", "last.pt", "result.json"]  # and config.json
+RUN_FILES = ["log.csv", "loss&perplexity.jpg", BEST, "last.pt", "result.json"]  # and config.json, forms.json
 EVENTS = "events.out.tfevents.*"  # the names of TensorBoard's files
 
 EVALUATION_FIELDS = [
@@ -58,13 +57,16 @@ def begin_folder(folder: Path, resume: bool, settings: dict, data_root: Path) ->
 
     The half-written files of a run that was killed are removed in any case.
     """
-    for name in [*RUN_FILES, "config.json"]:
+    for name in [*RUN_FILES, "config.json", "forms.json"]:
         for path in folder.glob(f".{glob.escape(name)}.*"):
             path.unlink(missing_ok=True)
+    if (data_root / "forms.json").is_file():  # so that the run writes poems in form without its data
+        with atomic_write(folder / "forms.json") as file:
+            file.write((data_root / "forms.json").read_bytes())
     with atomic_write(folder / "config.json", "w") as file:
         json.dump(settings | provenance(data_root), file, indent=2, ensure_ascii=False)
     if not resume:
-        for name in RUN_FILES:
+        for name in [*RUN_FILES, "best.pt"]:  # and that of an earlier version
             (folder / name).unlink(missing_ok=True)
         for path in folder.glob(EVENTS):
             path.unlink()
@@ -118,15 +120,16 @@ def warn_if_in_use(path: Path) -> Iterator[Path]:
 def write_result(trainer) -> None:
     """Writes result.json: the losses over the whole validation split, and the cost of the run; prints what it says.
 
-    best_val_loss and final_val_loss, those of best.pt and of last.pt, are measured on windows as in training, of poems
-    or of the stream; the other losses are those of best.pt. Raises UserError if best.pt is of another run.
+    best_val_loss and final_val_loss, those of best.safetensors and of last.pt, are measured on windows as in training,
+    of poems or of the stream; the other losses are those of best.safetensors. Raises UserError if that is of another
+    run.
     """
-    path, own = trainer.folder / "best.pt", trainer.args.windows
-    model, vocabulary, checkpoint = load_checkpoint(path, trainer.device)
-    if model.config != trainer.model.config or vocabulary.chars != trainer.vocabulary.chars:
-        raise UserError(f"{path} is of another run than last.pt: start again with --overwrite")
+    own, trained = trainer.args.windows, load_trained(trainer.folder)
+    if trained.config != asdict(trainer.model.config) or trained.vocabulary.chars != trainer.vocabulary.chars:
+        raise UserError(f"{trainer.folder / BEST} is of another run than last.pt: start again with --overwrite")
     final = {name: value for name, value in trainer.rows[-1].items() if name in WHOLE_FIELDS}
-    best = final if checkpoint.get("iteration") == trainer.iteration else trainer.measures.whole(model)
+    last_is_best = trained.measured["iteration"] == trainer.iteration
+    best = final if last_is_best else trainer.measures.whole(as_gpt(trained, trainer.device))
     result = {"windows": own}
     for name, losses in (("best", best), ("final", final)):
         result |= {f"{name}_val_loss": losses[f"{own}_val_loss"], f"{name}_perplexity": losses[f"{own}_perplexity"]}
@@ -167,52 +170,3 @@ class TensorBoard:
                     tag = f"{measure}/{split}" if measure in ("loss", "perplexity") else name  # one kind together
                     self.writer.add_scalar(tag, value, row["iter"])
         self.writer.flush()
-
-
-def read_log(path: Path) -> list[dict]:
-    """The rows of a log.csv, as numbers; empty cells are left out. Raises UserError if it is damaged."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-    except (ValueError, TypeError, csv.Error) as error:
-        raise UserError(f"{path} is damaged: {error}") from None
-
-
-def plot_curves(runs: dict[str, list[dict]], path: Path) -> None:
-    """Draws loss and perplexity, training dashed and validation solid, of {name of a run: rows of its log}."""
-    from matplotlib import rc_context  # here, for the import takes a while
-
-    if all(map(str.isascii, runs)):
-        _draw_curves(runs, path)
-    else:
-        fonts = find("".join(runs))
-        with rc_context({"font.family": list(fonts.families)}):
-            _draw_curves({fonts.shown(name): rows for name, rows in runs.items()}, path)
-
-
-def _draw_curves(runs: dict[str, list[dict]], path: Path) -> None:
-    from matplotlib.figure import Figure  # not pyplot: no window system is touched
-
-    # A fixed layout takes half the time of a constrained one, and training draws this at every evaluation
-    figure = Figure(figsize=(11, 4.2), layout="constrained" if len(runs) > 1 else None)
-    if len(runs) == 1:
-        figure.subplots_adjust(left=0.06, right=0.99, bottom=0.12, top=0.92, wspace=0.2)
-    for axes, measure in zip(figure.subplots(1, 2), ("loss", "perplexity"), strict=True):
-        for color, (name, rows) in enumerate(runs.items()):
-            iters = [float(row["iter"]) for row in rows]
-            for split, style in (("train", "--"), ("val", "-")):
-                values = [float(row[f"{split}_{measure}"]) for row in rows]
-                label = f"{name} {split}" if name else {"train": "train", "val": "validation"}[split]
-                one_run = "C0" if split == "train" else "C1"
-                axes.plot(iters, values, style, color=f"C{color}" if name else one_run, label=label, marker=".")
-        axes.set(xlabel="iteration", ylabel={"loss": "cross entropy (nats a character)"}.get(measure, measure))
-        axes.set_title(measure)
-        if measure == "perplexity":
-            axes.set_yscale("log")
-        axes.grid(alpha=0.3, which="both")
-        if len(runs) == 1:
-            axes.legend()
-    if len(runs) > 1:
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(runs))
-    with atomic_write(path) as file:
-        figure.savefig(file, format=path.suffix.lstrip("."), dpi=120)
