@@ -17,7 +17,8 @@ from torch import Tensor
 
 from model import GPT
 from songci.cache import CacheSlice, KVCache
-from songci.forms.poems import BLANK
+from songci.corpus.vocabulary import Vocabulary
+from songci.forms.poems import BLANK, is_character
 from songci.forms.writer import FormRules, FormWriter
 from songci.training.checkpoint import Trained
 
@@ -69,9 +70,10 @@ def generate(model: GPT, texts: list["Text"], controls: Controls = DEFAULT) -> I
     """
     model.eval()
     cache = KVCache(model, len(texts))
+    counts = penalisable(texts[0].vocabulary, model.device) if texts else None
     seen = torch.zeros(len(texts), model.config.vocab_size, dtype=torch.bool, device=model.device)
     for row, text in enumerate(texts):
-        seen[row, text.prompt] = True
+        seen[row, text.prompt] = counts[text.prompt]
     while rows := [row for row, text in enumerate(texts) if not text.done]:
         writing = [texts[row] for row in rows]
         logits = next_logits(model, [text.context for text in writing], cache, rows)  # (R, V)
@@ -79,7 +81,7 @@ def generate(model: GPT, texts: list["Text"], controls: Controls = DEFAULT) -> I
         within = logits if allowed is None else logits.masked_fill(~allowed, -math.inf)
         uniform = torch.tensor([text.uniform() for text in writing], dtype=torch.double)
         ids = sample_next(within, uniform, controls, seen[rows]).to(model.device)  # (R,)
-        seen[rows, ids] = True
+        seen[rows, ids] = counts[ids]
         for text, token in zip(writing, ids.tolist(), strict=True):
             text.append(token)
         yield Step(writing, logits, allowed, ids)
@@ -88,8 +90,9 @@ def generate(model: GPT, texts: list["Text"], controls: Controls = DEFAULT) -> I
 def sample_next(logits: Tensor, uniform: Tensor, controls: Controls, seen: Tensor | None = None) -> Tensor:
     """Chooses a token in each row of logits (B, V) by `uniform`, (B,) numbers in [0, 1) on the CPU; returns (B,) ids.
 
-    1. The logits of tokens that the text has already (`seen`, (B, V) booleans) are lowered by the repetition penalty:
-       divided by it if positive, multiplied if negative (Keskar et al. 2019).
+    1. The logits of characters that the text has already (`seen`, (B, V) booleans) are lowered by the repetition
+       penalty: divided by it if positive, multiplied if negative (Keskar et al. 2019). Marks and line ends are not:
+       every poem repeats them, and without them it would never end.
     2. All logits are divided by the temperature; 0 means the likeliest token, always.
     3. All but the top_k likeliest are dropped; of equal ones at the edge, some.
     4. Of these, all but the fewest whose probabilities reach top_p (Holtzman et al. 2020).
@@ -109,6 +112,11 @@ def sample_next(logits: Tensor, uniform: Tensor, controls: Controls, seen: Tenso
         total = cumulated.gather(-1, (cumulated < controls.top_p * total).sum(-1, keepdim=True).clamp(max=k - 1))
     place = (cumulated <= uniform[:, None] * total).sum(-1, keepdim=True)
     return ids.gather(-1, place.clamp(max=k - 1)).squeeze(-1)
+
+
+def penalisable(vocabulary: Vocabulary, device: torch.device) -> Tensor:
+    """(V,) True for the tokens that the repetition penalty may lower: characters, no marks, line ends or symbols."""
+    return torch.tensor([is_character(char) for char in vocabulary.chars], device=device)
 
 
 def penalised(logits: Tensor, controls: Controls, seen: Tensor | None) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from model import GPT
 from songci import generation
 from songci.cache import KVCache
-from songci.generation import Controls, Step, Text, allowed_tokens, next_logits, penalised, sample_next
+from songci.generation import Controls, Step, Text, allowed_tokens, next_logits, penalisable, penalised, sample_next
 
 PARTICLES = 16  # by default; docs/results.md has what fewer do
 EFFECTIVE = 0.5  # of the particles: below this effective number, they are drawn anew
@@ -84,9 +84,10 @@ def generate(model: GPT, texts: list[Text], controls: Controls, particles: int) 
     model.eval()
     swarms = [Swarm(text, range(i * particles, (i + 1) * particles)) for i, text in enumerate(texts)]
     cache = KVCache(model, len(texts) * particles)
+    counts = penalisable(texts[0].vocabulary, model.device)
     seen = torch.zeros(len(texts) * particles, model.config.vocab_size, dtype=torch.bool, device=model.device)
     for swarm in swarms:
-        seen[swarm.rows.start, swarm.texts[0].prompt] = True
+        seen[swarm.rows.start, swarm.texts[0].prompt] = counts[swarm.texts[0].prompt]
     while True:
         pairs = [(swarm.rows[a], swarm.rows[b]) for swarm in swarms for a, b in swarm.copies()]
         if pairs:
@@ -104,7 +105,7 @@ def generate(model: GPT, texts: list[Text], controls: Controls, particles: int) 
         kept = (within.double().logsumexp(-1) - tempered.double().logsumexp(-1)).tolist()
         uniform = torch.tensor([text.uniform() for text in writing], dtype=torch.double)
         ids = sample_next(within, uniform, Controls(1.0, controls.top_k, controls.top_p)).to(model.device)
-        seen[rows, ids] = True
+        seen[rows, ids] = counts[ids]
         for (swarm, i), token, log_mass in zip(turns, ids.tolist(), kept, strict=True):
             swarm.texts[i].append(token)
             swarm.log_weights[i] += log_mass

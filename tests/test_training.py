@@ -642,7 +642,7 @@ def test_curves_show_the_numbers_of_the_log(tmp_path, monkeypatch, recwarn, file
         pictures.append(matplotlib.image.imread(tmp_path / file_name))
     assert all(picture.std() > 0.05 for picture in pictures) and (pictures[0] != pictures[1]).any()
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
-    names = [("train", "validation"), ("a train", "a val", "b train", "b val")]
+    names = [tuple(runlog.LABELS.values()), ("a train", "a val", "b train", "b val")]
     for figure, labels in zip(figures[:2], names, strict=True):
         assert [axes.get_yscale() for axes in figure.axes] == ["linear", "log"]
         for axes, measure in zip(figure.axes, ("loss", "perplexity"), strict=True):
