@@ -15,6 +15,7 @@ import torch
 from hostile import ANY_TEXT, NEAR_TEXT, POEMS, case, fuzz
 from hypothesis import given
 from matplotlib import font_manager
+from opencc import OpenCC
 from PIL import Image
 from readings import DATA, POEM, RUN, make_project, read_corpus
 
@@ -358,6 +359,18 @@ def test_what_users_get_wrong_is_one_line(folder, ckpt_path, file, assert_user_e
     paths = ["--data_root", folder / DATA, "--ckpt_path", folder / RUN, "--text", "text.txt", "--out", "page.html"]
     assert_user_error(command, *paths, *flags, words=words)
     assert sorted(here.iterdir()) == before
+
+
+def test_marks_and_traditional_characters_are_read_as_those_of_the_corpus(folder, tmp_path, file, call, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(command, "draw", lambda reading, *args: drawn.append(reading) or {})  # that would take long
+    text = OpenCC("s2t").convert(POEM).replace("，", ",").replace("。", ".")
+    paths = ["--text", file("text.txt", text), "--out", tmp_path / "page.html"]
+    status, _, err = call(command, "--data_root", folder / DATA, "--ckpt_path", folder / RUN, *paths)
+    assert status == 0 and drawn[0].text == POEM and len(set(text) - set(POEM)) > 5
+    assert (
+        "marks that the corpus lacks: . → 。, , → ，" in err and "traditional characters that the corpus lacks:" in err
+    )
 
 
 def test_a_long_text_is_cut_and_the_terminal_and_the_page_say_so(folder, tmp_path, file, call, monkeypatch):

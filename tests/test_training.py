@@ -607,8 +607,9 @@ def test_any_file_of_a_run_protects_its_folder(tmp_path, name):
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_new_run_clears_the_folder_and_a_resumed_one_keeps_it(tmp_path, resume):
-    half_written = [f".{name}.abc" for name in [*RUN_FILES, "config.json"]]
-    kept, cleared = ["notes.txt", ".hidden"], [*RUN_FILES, "events.out.tfevents.1"]
+    half_written = [f".{name}.{10**9}" for name in [*RUN_FILES, "config.json"]]  # there is no process of that number
+    kept = ["notes.txt", ".hidden", ".log.csv.swp", ".result.json.1"]  # of an editor, and of a process that runs
+    cleared = [*RUN_FILES, "events.out.tfevents.1"]
     for name in [*half_written, *kept, *cleared]:
         (tmp_path / name).write_text(name)
     runlog.begin_folder(tmp_path, resume, {"seed": 7}, tmp_path)
