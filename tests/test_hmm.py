@@ -696,7 +696,7 @@ def test_the_numbers_of_one_thing_are_equal_in_all_outputs(problem):
         assert path["log_probability"] == math.log(p)
     if full["kbest"]:
         assert full["viterbi"] == full["kbest"][0] and full["viterbi"]["probability"] == max(full["delta"][-1])
-        assert full["viterbi"]["log_probability"] == max(filter(None.__ne__, full["log_delta"][-1]))
+        assert full["viterbi"]["log_probability"] == max(value for value in full["log_delta"][-1] if value is not None)
         assert full["log_likelihood"] == math.log(sum(paths.values()))
 
 
@@ -705,7 +705,7 @@ def test_the_best_path_of_a_long_sequence_has_one_probability(loops, name):
     model, obs = MODELS[name], np.random.default_rng(1).integers(0, 3, 300)
     full, brief = (json.loads(files.result_to_json(model, obs, brief, 1)) for brief in (False, True))
     assert full["viterbi"] == brief["viterbi"] == full["kbest"][0] == brief["kbest"][0]
-    assert full["viterbi"]["log_probability"] == max(filter(None.__ne__, full["log_delta"][-1]))
+    assert full["viterbi"]["log_probability"] == max(value for value in full["log_delta"][-1] if value is not None)
 
 
 def test_a_worked_path_has_the_number_of_the_answer_in_every_table(call):

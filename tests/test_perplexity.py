@@ -1,5 +1,6 @@
 """songci.perplexity: loss and perplexity of a user's own poems."""
 
+import itertools
 import json
 import math
 
@@ -29,7 +30,7 @@ def test_the_loss_of_a_poem_is_that_of_its_characters_in_the_windows_of_sampling
     model, vocabulary, *_ = load_model(tuned_ckpt)
     poem = "".join(char if char in vocabulary.chars else vocabulary.chars[20] for char in poem)
     ids, window, losses = vocabulary.encode(poem + "\n").tolist(), [], []
-    for token, following in zip(ids, ids[1:], strict=False):
+    for token, following in itertools.pairwise(ids):
         window = [*window, token] if len(window) < 16 else [*window[8:], token]
         log_probs = model(torch.tensor([window]))[0][0, -1].log_softmax(-1)
         losses.append(-log_probs[following].item())
