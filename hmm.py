@@ -17,7 +17,8 @@ large ones the rounding of floats may decide.
 JSON output is an object and a line per sequence, with times, states and symbols counted from 0. A probability below the
 range of floats (about 1e-308) is null, and so is ln 0; log_alpha, log_beta and log_delta hold logarithms. If P(O) = 0,
 gamma, xi, delta, psi and the path are null, and "note" says why. Small problems have fractions too, in "exact". With
---sample the object has states and observations; with --fit the log_likelihood of each step, and model.
+--sample the object has states and observations; with --fit the log_likelihood of each step, converged, and model, and
+with --n_init the seed of these, and starts, what came of each seed.
 
 The code: λ and each variable in the handout's order and notation, with the equation numbers of L. R. Rabiner, Proc.
 IEEE 77(2), 1989. All around it is in songci/hmm.
@@ -383,12 +384,15 @@ def parse_args():
     add("--fit", action="store_true", help="learn from the sequences by Baum–Welch, print the model")
     add("--iters", type=number(int, 0), default=100, help="for --fit: the largest number of steps")
     add("--tolerance", type=number(float, 0), default=1e-6, help="for --fit: stop when ln P gains less in a step")
+    n_init = "for --fit: begin at random N times, with seeds from --seed on, and keep the best"
+    add("--n_init", type=number(int, 1), metavar="N", help=n_init)
     add("--out", type=Path, metavar="FILE", help="for --fit: save the model")
     add("--sample", type=number(int, 1, 10**8), metavar="N", help="draw a sequence of N symbols from the model")
     add("--seed", type=number(int, 0), help="for --sample (default: 0); for --fit: begin at random")
     args = parser.parse_args()
     task = "--fit" if args.fit else "--sample" if args.sample else ""
-    others = {"--fit": ["sample", "plot", "kbest"], "--sample": ["obs", "plot", "kbest", "out"], "": ["out", "seed"]}
+    others = {"--fit": ["sample", "plot", "kbest"], "--sample": ["obs", "plot", "kbest", "out", "n_init"]}
+    others[""] = ["out", "seed", "n_init"]
     for flag in others[task]:
         if getattr(args, flag) is not None:
             apart = f"{task} and --{flag} are two things: run one after the other"
@@ -410,7 +414,7 @@ def main():
         return baumwelch.print_sample(model, args.sample, args.seed or 0, as_json)
     sequences = files.read_sequences(model, "H,M,L" if args.obs is None else args.obs)
     if args.fit:
-        return baumwelch.fit(model, sequences, args.seed, args.iters, args.tolerance, args.out, as_json)
+        return baumwelch.fit(model, sequences, args, as_json)
     if args.plot:
         if len(sequences) > 1:
             raise UserError(f"--plot draws one sequence, and --obs has {len(sequences)}")

@@ -22,7 +22,7 @@ from io import StringIO
 from pathlib import Path
 from typing import BinaryIO
 
-from songci.cli import ArgumentParser, UserError, atomic_write, run
+from songci.cli import ArgumentParser, UserError, atomic_write, only_process, remove_leftovers, run
 from songci.corpus import quansongci, shi
 from songci.corpus.chinese_poetry import as_text, obtain
 from songci.corpus.vocabulary import (
@@ -55,9 +55,16 @@ def prepare(
     """Makes the data set in `data_root`; returns the vocabulary and the number of tokens in train.bin and val.bin.
 
     vocabulary_of: another data folder, whose vocabulary is taken; what has other characters is left out.
-    Raises UserError for a text that cannot be used.
+    Raises UserError for a text that cannot be used, and if another process is making a data set there.
     """
-    text, sha256, aliases, folder = find_text(Path(data_root), source_url)
+    folder = find_folder(Path(data_root))
+    with only_process(folder, f"another prepare.py is at work in {folder}: wait until it has ended"):
+        return tokenise(folder, source_url, vocabulary_of)
+
+
+def tokenise(folder: Path, source_url: str | None, vocabulary_of: str | Path | None) -> tuple[Vocabulary, int, int]:
+    """prepare(), in a folder where no other process writes."""
+    text, sha256, aliases = find_text(folder, source_url)
     data = text
 
     # get all the unique characters that occur in this text
@@ -85,9 +92,7 @@ def prepare(
     # What was learned from a poem that the cut goes through would be wrong: the last one is left out.
     forms = learn(list(read_poems(train_data[:MAX_FORM_CHARACTERS]))[:-1])
 
-    for name in ("input.txt", *FILES, "forms.json"):
-        for left in folder.glob(f".{name}.*"):  # by atomic_write() in a run that was killed
-            left.unlink(missing_ok=True)
+    remove_leftovers(folder, ["input.txt", *FILES, "forms.json"])
     with contextlib.ExitStack() as files:
         # They take their names when all are written, in reverse order: meta.pkl after all that it tells of. Only a
         # text that was fetched comes later, for its aliases are in meta.pkl alone.
@@ -102,26 +107,31 @@ def prepare(
     return vocabulary, *lengths
 
 
-def find_text(folder: Path, source_url: str | None) -> tuple[str, str, dict[str, str], Path]:
-    """The text to learn, its file's SHA-256, other names of its tunes, and the folder: made, if it is of CORPORA."""
-    corpus = CORPORA.get(folder.name)
-    if corpus:
+def find_folder(folder: Path) -> Path:
+    """The folder with the text to learn; made, if it is of CORPORA. Raises UserError if there is none, or no text."""
+    if folder.name in CORPORA:
         folder.mkdir(parents=True, exist_ok=True)
     folder = existing_folder(folder)
+    if folder.name not in CORPORA and not (folder / "input.txt").exists():
+        raise UserError(f"no input.txt in {folder}: put the text to learn there, in UTF-8")
+    return folder
+
+
+def find_text(folder: Path, source_url: str | None) -> tuple[str, str, dict[str, str]]:
+    """The text to learn, its file's SHA-256, and other names of its tunes."""
     if (folder / "input.txt").exists():
         aliases = {}
         with contextlib.suppress(UserError, FileNotFoundError):  # a damaged one is about to be replaced
             aliases = read_meta(folder / "meta.pkl")[0].aliases  # input.txt does not hold them
-        return *read_corpus(folder / "input.txt"), aliases, folder
-    if not corpus:
-        raise UserError(f"no input.txt in {folder}: put the text to learn there, in UTF-8")
+        return *read_corpus(folder / "input.txt"), aliases
+    corpus = CORPORA[folder.name]
     poems, aliases, dropped = corpus.clean(obtain(corpus.SOURCE, folder, source_url))
     print(f"{corpus.SOURCE.name}: {len(poems) + dropped.total():,} poems, {len(poems):,} kept; dropped:")
     print("\n".join(f"  {count:6,}  {reason}" for reason, count in dropped.most_common()))
     if corpus is quansongci:
         poems, aliases = mended(poems, aliases)
     data = as_text(poems)
-    return data, hashlib.sha256(data.encode()).hexdigest(), aliases, folder
+    return data, hashlib.sha256(data.encode()).hexdigest(), aliases
 
 
 def mended(poems: list[tuple[str, str]], aliases: dict[str, str]) -> tuple[list[tuple[str, str]], dict[str, str]]:

@@ -27,6 +27,7 @@ from songci.cli import ArgumentParser, UserError, number, run
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT
 from songci.forms.check import check
 from songci.forms.poems import BLANK, read_poems, split_title
+from songci.forms.prompt import as_in_corpus
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
 from songci.machine import choose_device, may_have_gpu, seed_of, set_blas_threads
@@ -34,7 +35,7 @@ from songci.runs import Trained, as_gpt, load_trained, run_folder
 from songci.text import to_json
 from songci.writing.decoder import Decoder
 from songci.writing.generation import DEFAULT, FORM_CONTROLS, Controls, Model, Text, generate
-from songci.writing.prompt import as_in_corpus, first_encodable, read_start
+from songci.writing.prompt import first_encodable, read_start
 from songci.writing.samples import Request, Sample, samples
 from songci.writing.smc import PARTICLES
 

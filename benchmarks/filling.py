@@ -15,6 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from lookahead import as_if_written
+from songci.generation import FORM_CONTROLS, Text
+from songci.samples import finished
 
 import songci  # noqa: F401  (before torch: it says how torch's threads wait)
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, read_splits
@@ -24,8 +26,6 @@ from songci.forms.poems import BLANK, is_character
 from songci.forms.scores import mean
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
-from songci.generation import FORM_CONTROLS, Text
-from songci.samples import finished
 from songci.training.checkpoint import load_model
 from songci.training.device import choose_device, seed_of
 

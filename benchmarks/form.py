@@ -22,6 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import songci  # noqa: F401  (before torch: it says how torch's threads wait)
 
 # isort: split
+from songci.generation import DEFAULT, FORM_CONTROLS
+from songci.samples import samples
+
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, read_splits
 from songci.forms import tones
 from songci.forms.check import Check, check
@@ -29,8 +32,6 @@ from songci.forms.poems import pattern, read_clauses, read_poems
 from songci.forms.scores import commonest
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
-from songci.generation import DEFAULT, FORM_CONTROLS
-from songci.samples import samples
 from songci.training.checkpoint import load_model
 from songci.training.device import choose_device
 

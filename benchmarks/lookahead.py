@@ -19,8 +19,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import songci  # noqa: F401  (before torch: it says how torch's threads wait)
 from songci.cache import KVCache
+from songci.generation import FORM_CONTROLS, Step, Text, next_logits
+from songci.samples import finished
+
+import songci  # noqa: F401  (before torch: it says how torch's threads wait)
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, read_splits
 from songci.evaluate import table
 from songci.forms.check import check
@@ -29,8 +32,6 @@ from songci.forms.poems import read_clauses, read_poems
 from songci.forms.scores import diversity, han, mean
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
-from songci.generation import FORM_CONTROLS, Step, Text, next_logits
-from songci.samples import finished
 from songci.training.checkpoint import Trained, load_model
 from songci.training.device import choose_device, seed_of
 

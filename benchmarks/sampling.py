@@ -28,12 +28,12 @@ import songci  # noqa: F401  (before torch: it says how torch's threads wait)
 # isort: split
 import numpy as np
 import torch
+from songci.cache import KVCache
+from songci.generation import Context, Controls, Text, generate, next_logits, sample_next
 
 from model import GPT, PRESETS, GPTConfig
-from songci.cache import KVCache
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary, load_dataset
 from songci.corpus.windows import ScoredWindows
-from songci.generation import Context, Controls, Text, generate, next_logits, sample_next
 from songci.training.checkpoint import Trained, load_model
 from songci.training.loss import perplexity
 from songci.training.measure import mean_loss

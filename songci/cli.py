@@ -1,15 +1,16 @@
-"""What all command lines here share: the parser, one-line errors, and files written whole or not at all."""
+"""What all command lines share: the parser, one-line errors, files written whole or not at all, a lock for a folder."""
 
 import argparse
 import contextlib
 import difflib
 import errno
+import glob
 import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -201,3 +202,44 @@ def atomic_write(path: Path, mode: str = "wb") -> Iterator[IO]:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def remove_leftovers(folder: Path, names: Iterable[str]) -> None:
+    """Removes the temporary files that atomic_write() left of these names when its process was killed.
+
+    Other hidden files stay, an editor's .NAME.swp for example, and those of a process that is still at work.
+    """
+    for name in names:
+        for path in folder.glob(f".{glob.escape(name)}.*"):
+            process = path.name.removeprefix(f".{name}.")
+            if re.fullmatch("[0-9]+", process) and not _is_another(int(process)):
+                with contextlib.suppress(PermissionError):  # on Windows, if somebody has it open
+                    path.unlink(missing_ok=True)
+
+
+def _is_another(process: int) -> bool:
+    """Whether a process of this number runs, and is not this one."""
+    if process == os.getpid() or sys.platform == "win32":  # where kill() would end it, and no open file can be removed
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass  # of another user
+    return True
+
+
+@contextlib.contextmanager
+def only_process(folder: Path, otherwise: str) -> Iterator[None]:
+    """While the block runs, no other process enters it for this folder: by a lock, which ends with the process.
+
+    Raises UserError, with the message `otherwise`, if another is in it. The file .lock stays.
+    """
+    from filelock import FileLock, Timeout  # here: few commands need it
+
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise UserError(otherwise) from None

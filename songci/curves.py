@@ -17,7 +17,11 @@ def read_log(path: Path) -> list[dict]:
 
 
 def plot_curves(runs: dict[str, list[dict]], path: Path) -> None:
-    """Draws loss and perplexity, training dashed and validation solid, of {name of a run: rows of its log}."""
+    """Draws loss and perplexity, training dashed and validation solid, of {name of a run: rows of its log}.
+
+    The two are no quantity of one kind: training counts every target of its batches, also those of the next poem that a
+    window runs on into, in the type of the products; validation counts each character of the poems once, in float32.
+    """
     from matplotlib import rc_context  # here, for the import takes a while
 
     if all(map(str.isascii, runs)):
@@ -26,6 +30,9 @@ def plot_curves(runs: dict[str, list[dict]], path: Path) -> None:
         fonts = find("".join(runs))
         with rc_context({"font.family": list(fonts.families)}):
             _draw_curves({fonts.shown(name): rows for name, rows in runs.items()}, path)
+
+
+LABELS = {"train": "train (all targets of the batches)", "val": "validation (each character once)"}
 
 
 def _draw_curves(runs: dict[str, list[dict]], path: Path) -> None:
@@ -40,7 +47,7 @@ def _draw_curves(runs: dict[str, list[dict]], path: Path) -> None:
             iters = [float(row["iter"]) for row in rows]
             for split, style in (("train", "--"), ("val", "-")):
                 values = [float(row[f"{split}_{measure}"]) for row in rows]
-                label = f"{name} {split}" if name else {"train": "train", "val": "validation"}[split]
+                label = f"{name} {split}" if name else LABELS[split]
                 one_run = "C0" if split == "train" else "C1"
                 axes.plot(iters, values, style, color=f"C{color}" if name else one_run, label=label, marker=".")
         axes.set(xlabel="iteration", ylabel={"loss": "cross entropy (nats a character)"}.get(measure, measure))

@@ -14,7 +14,6 @@ import math
 import random
 import sys
 import time
-from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,17 +21,19 @@ from tqdm import tqdm
 
 from songci.cli import ArgumentParser, UserError, atomic_write, check_writable, number, run
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, fingerprint, load_dataset, read_splits
+from songci.corpus.windows import ScoredWindows, title_ids
+from songci.curves import plot_curves, read_log
 from songci.forms.poems import read_poems
 from songci.forms.prompt import as_in_corpus
 from songci.forms.scores import Poem, diversity, form_scores, han, mean, novelty
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
-from songci.generation import DEFAULT, FORM_CONTROLS, Text
-from songci.samples import finished, possible_start, read_start, samples
-from songci.training.checkpoint import Trained, check_same_data, load_model, run_folder
-from songci.training.device import seed_of
-from songci.training.loss import perplexity
-from songci.training.runlog import plot_curves, read_log
+from songci.machine import seed_of
+from songci.runs import Trained, check_same_data, load_trained, perplexity, run_folder
+from songci.writing.decoder import Decoder
+from songci.writing.generation import DEFAULT, FORM_CONTROLS, Text
+from songci.writing.prompt import first_encodable, read_start
+from songci.writing.samples import Request, complete, samples
 
 CURVES = ["train_loss", "val_loss", "train_perplexity", "val_perplexity"]
 PICTURES = [".png", ".jpg", ".svg", ".pdf"]
@@ -90,11 +91,23 @@ def runs_table(runs: dict[str, Run]) -> str:
 
 
 def draw_poems(val_text: str, forms: Forms, count: int, seed: int) -> list[Poem]:
-    """`count` poems of the validation split, drawn at random from those with a known form; none if there are none."""
+    """`count` poems of the validation split, drawn at random from those with a known form, or all if there are fewer.
+
+    None is drawn twice: a set in which poems come again would look less diverse than it is.
+    """
     shared = {tune for tune, templates in forms.tunes.items() if templates[0].support > 1}
     held_out = [poem for poem in read_poems(val_text) if poem[0] in shared]
     random.Random(seed).shuffle(held_out)
-    return list(islice(cycle(held_out), count))  # over again if there are too few
+    return held_out[:count]
+
+
+def han_share(data_root: str | Path, seq_len: int, measure: str) -> float:
+    """The share of Han characters among what a measure of the validation split, "poem" or "stream", predicts."""
+    vocabulary, _, tokens = load_dataset(data_root)
+    of_poems = ScoredWindows.of_poems(tokens, title_ids(vocabulary), seq_len)
+    windows = of_poems if measure == "poem" else ScoredWindows.of_stream(tokens, seq_len)
+    predicted = vocabulary.decode(windows.targets(tokens).tolist())
+    return len(han(predicted)) / len(predicted)
 
 
 def write_poems(
@@ -106,31 +119,30 @@ def write_poems(
     With rules also, for each token of each poem, the log of the probability that the model gave to all that the form
     allowed there.
     """
-    texts = [
-        Text(trained, f"+++{tune}\n", seed_of(seed, i, 0), MAX_POEM, poem=True, rules=rules)
-        for i, tune in enumerate(tunes)
-    ]
+    texts = [Text(trained, f"+++{tune}\n", seed_of(seed, i, 0), MAX_POEM, True, rules) for i, tune in enumerate(tunes)]
     order = sorted(texts, key=lambda text: text.start)  # poems of a length together: they end at one time
     controls = FORM_CONTROLS if rules else DEFAULT
+    model = Decoder(trained.config, trained.weights)
+    request = Request("", rules=rules, controls=controls, with_likelihood=rules is not None)
     for first in tqdm(range(0, len(order), 100), desc="form" if rules else "free", unit="batch", disable=None):
-        finished(trained, order[first : first + 100], controls, measure=rules is not None)
+        complete(model, order[first : first + 100], request)
     bodies = [str(text).removeprefix(text.start) for text in texts]
-    return bodies, [[kept for _, kept, _ in text.records] for text in texts]
+    return bodies, [[record.log_mass for record in text.records] for text in texts]
 
 
 def scoreboard(
     runs: dict[str, Run],
     models: dict[str, Trained],
     human: list[Poem],
-    splits: tuple[str, str],
+    data_root: str | Path,
     forms: Forms,
     seed: int,
 ) -> dict[str, dict[str, float]]:
-    """{kind of poems: {score: value}}: human, and each run's free and form. splits: training and validation text."""
-    train_text, val_text = splits
-    training = list(read_poems(train_text))
+    """{kind of poems: {score: value}}: human, and each run's free and form."""
+    training = list(read_poems(read_splits(data_root)[0]))
     tunes = [tune for tune, _ in human]
-    share = len(han(val_text)) / len(val_text)
+    # One measure for all runs, also those that were trained on the other kind of windows
+    measure = "poem" if all(one.result["poem_val_loss"] > 0 for one in runs.values()) else "stream"
     sets, scores = {"human": human}, {"human": {}}
     for run_name, one in runs.items():
         trained = models[run_name]
@@ -139,10 +151,12 @@ def scoreboard(
             bodies, kept = write_poems(trained, tunes, seed, rules)
             name = f"{run_name}, {kind}"
             sets[name] = list(zip(tunes, bodies, strict=True))
+            loss = one.result[f"{measure}_val_loss"]
+            share = han_share(data_root, trained.max_seq_len, measure)
             scores[name] = {
-                "perplexity, a token": perplexity(one.best_val_loss),
+                f"perplexity by {measure}, a token": perplexity(loss),
                 # The Han characters bear all the loss, so that vocabularies and ways of writing can be compared
-                "perplexity, a Han character": perplexity(one.best_val_loss / share) if share else math.nan,
+                f"perplexity by {measure}, a Han character": perplexity(loss / share) if share else math.nan,
                 "seconds": time.perf_counter() - start,
             }
             if rules:
@@ -168,7 +182,7 @@ def parse_args(args=None):
     parser = ArgumentParser(__doc__)
     parser.add_argument("--ckpt_path", nargs="+", default=["workdirs/quansongci"], help="the folders of the runs")
     parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
-    parser.add_argument("--samples", type=number(int, 0, 10**6), default=200, help="poems of each kind; 0: no scores")
+    parser.add_argument("--samples", type=number(int, 0, 10**6), default=200, help=SAMPLES_HELP)
     parser.add_argument("--out", nargs="+", default=[], metavar="FILE", help=OUT_HELP)
     parser.add_argument("--start", default=START, help="the beginning of each run's poem")
     parser.add_argument(
@@ -186,6 +200,7 @@ def parse_args(args=None):
     return args
 
 
+SAMPLES_HELP = "poems of each kind, at most as many as the validation split has of known tunes; 0: no scores"
 OUT_HELP = "also write the scores into a .json file, the curves of the losses into a picture (.png, .jpg, .svg, .pdf)"
 
 
@@ -195,17 +210,18 @@ def main() -> None:
     same = len({folder.name for folder in folders}) < len(folders)
     runs = {str(folder) if same else folder.name: read_run(folder) for folder in folders}
     data_root = args.data_root if args.samples else None
-    models = {name: load_model(one.folder, data_root=data_root) for name, one in runs.items()}
+    models = {name: load_trained(one.folder, data_root) for name, one in runs.items()}
     if args.samples:
         prepared = fingerprint(*load_dataset(args.data_root)[1:])
         for name, trained in models.items():
             check_same_data(trained.data, runs[name].folder, prepared, args.data_root)
-        forms, splits = Forms.load(args.data_root), read_splits(args.data_root)
-        human = draw_poems(splits[1], forms, args.samples, args.seed)
+        forms = Forms.load(args.data_root)
+        human = draw_poems(read_splits(args.data_root)[1], forms, args.samples, args.seed)
     print(runs_table(runs))
     for name, trained in models.items():
-        own = possible_start(trained.vocabulary, start) if args.start == START else start
-        [poem] = samples(trained, as_in_corpus(own, trained.vocabulary), 1, args.max_new_tokens, seed=args.seed)
+        own = first_encodable(trained.vocabulary, start) if args.start == START else start
+        start = as_in_corpus(own, trained.vocabulary)
+        [poem] = samples(trained, Request(start, 1, args.max_new_tokens, seed=args.seed))
         print(f"\n`{name}`:\n\n```\n{poem.text.strip()}\n```")
     for path in args.out:
         if path.suffix in PICTURES:
@@ -213,8 +229,9 @@ def main() -> None:
     if args.samples and not human:
         print("no poem of a known tune in the validation split, so there are no scores", file=sys.stderr)
     elif args.samples:
-        scores = scoreboard(runs, models, human, splits, forms, args.seed)
-        print(f"\n{args.samples} poems of each kind\n\n{scores_table(scores)}")
+        scores = scoreboard(runs, models, human, args.data_root, forms, args.seed)
+        fewer = ", as many as the validation split has of known tunes" if len(human) < args.samples else ""
+        print(f"\n{len(human):,} poems of each kind{fewer}\n\n{scores_table(scores)}")
         for path in args.out:
             if path.suffix == ".json":
                 with atomic_write(path, "w") as file:

@@ -12,15 +12,16 @@ PREFERRED = (
     *("WenQuanYi Zen Hei", "WenQuanYi Micro Hei", "Noto Serif CJK SC", "Noto Serif CJK JP"),
     *("Microsoft YaHei", "SimHei", "SimSun", "PingFang SC", "Hiragino Sans GB", "STHeiti", "Arial Unicode MS"),
 )
+FROM_PIP = "Noto Sans SC"  # comes with requirements.txt on Linux, for machines without a Chinese font
 BUNDLED = "DejaVu Sans"  # comes with matplotlib; has ↵ and ␣, but no Chinese
 WAYS = {  # to a Chinese font, by the user's system
     "win32": "in Settings, Optional features, add Chinese (Simplified) Supplemental Fonts",
     "darwin": "open a Chinese font, such as NotoSansSC-Regular.otf, in Font Book",
-    "linux": "apt install fonts-noto-cjk (Debian, Ubuntu), dnf install google-noto-sans-cjk-fonts (Fedora), or put "
-    "NotoSansSC-Regular.otf into ~/.fonts",
+    "linux": "pip install pylopdf-fonts-zh-cn, apt install fonts-noto-cjk (Debian, Ubuntu), dnf install "
+    "google-noto-sans-cjk-fonts (Fedora), or put NotoSansSC-Regular.otf into ~/.fonts",
 }
 CHINESE = "No Chinese font on this machine: pictures show codes, not characters. To get one: {}; then start again."
-RARE = "No font on this machine has some rare characters: pictures show codes. HanaMin, for one, is a larger font."
+RARE = "No font on this machine has some rare characters: pictures show codes. HanaMinB, for one, has more of them."
 
 
 def label(char: str) -> str:
@@ -79,7 +80,14 @@ def installed() -> dict[str, str]:
     # Of a family, the last one counts: its regular file, if it has one
     fonts = sorted(fontManager.ttflist, key=lambda font: {font.style, font.weight, font.stretch} <= {"normal", 400})
     known = {font.name: font.fname for font in fonts if not font.name.startswith("Last Resort")}  # has boxes
-    return {name: known[name] for name in (*PREFERRED, BUNDLED, *sorted(known)) if name in known}
+    own = [name for name in PREFERRED if name in known]
+    with suppress(ImportError):
+        from pylopdf_fonts_zh_cn import sans_path
+
+        if FROM_PIP not in known:  # else the two would be one family
+            fontManager.addfont(sans_path())
+            known[FROM_PIP] = str(sans_path())
+    return {name: known[name] for name in (*own, FROM_PIP, BUNDLED, *sorted(known)) if name in known}
 
 
 @cache

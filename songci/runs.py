@@ -104,6 +104,13 @@ def load_trained(ckpt_path: str | Path, data_root: str | Path | None = None) -> 
     return trained
 
 
+def check_same_data(trained: str, ckpt_path: str | Path, prepared: str, data_root: str | Path) -> None:
+    """Raises UserError if the fingerprint of what a run was trained on is not that of the data set."""
+    if trained and trained != prepared:
+        changed = f"{ckpt_path} was trained on another text than {data_root} holds now"
+        raise UserError(f"{changed}: give its --data_root, prepare that text again, or train again")
+
+
 def perplexity(loss: float) -> float:
     """e^loss; infinite where a float cannot hold it."""
     return math.exp(loss) if loss < 709 else math.inf

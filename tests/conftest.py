@@ -1,4 +1,4 @@
-"""A small corpus of our own making, a data set and a trained model from it, and ways to run the scripts."""
+"""A small corpus and a font of our own making, a data set and a trained model, and ways to run the scripts."""
 
 import csv
 import os
@@ -11,14 +11,17 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
 
 import prepare
 import train
-from songci import cli
+from songci import cli, fonts
 
 ROOT = Path(__file__).parent.parent
 
@@ -64,6 +67,57 @@ def tuned_text(num_poems: int, seed: int = 0) -> str:
             body += "".join(clause) + mark
         poems.append(f"+++{tune}\n{body}\n\n")
     return "".join(poems)
+
+
+def box(width: int, height: int):
+    pen = TTGlyphPen(None)
+    pen.moveTo((100, 0))
+    for corner in (100, height), (100 + width, height), (100 + width, 0):
+        pen.lineTo(corner)
+    pen.closePath()
+    return pen.glyph()
+
+
+@pytest.fixture(scope="session")
+def han_font(tmp_path_factory) -> Path:
+    """A font file of our making: each Chinese character is a box, of one of 16 heights, and each mark a small one."""
+    sizes = {".notdef": (0, 0), "mark": (200, 200)} | {f"box{i}": (800, 400 + 25 * i) for i in range(16)}
+    marks, chars = [*range(0x3000, 0x3040), *range(0xFF00, 0xFF61)], range(0x4E00, 0xA000)
+    font = FontBuilder(1000)
+    font.setupGlyphOrder([*sizes])
+    font.setupCharacterMap(dict.fromkeys(marks, "mark") | {char: f"box{char % 16}" for char in chars})
+    font.setupGlyf({name: box(*size) for name, size in sizes.items()})
+    font.setupHorizontalMetrics(dict.fromkeys(sizes, (1000, 100)))
+    font.setupHorizontalHeader(ascent=800, descent=-200)
+    font.setupNameTable({"familyName": "Boxes for Han", "styleName": "Regular"})
+    font.setupOS2()
+    font.setupPost()
+    path = tmp_path_factory.mktemp("share") / "fonts" / "boxes.ttf"
+    path.parent.mkdir()
+    font.save(path)
+    return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fonts_of_no_machine(han_font):
+    """What a test draws and says does not depend on the fonts of this machine: it has this one and matplotlib's."""
+
+    @cache
+    def installed():
+        from matplotlib import font_manager, get_data_path
+
+        font_manager.fontManager.addfont(han_font)
+        return {"Boxes for Han": str(han_font), fonts.BUNDLED: f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf"}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fonts, "installed", installed)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_said_before():
+    """What a test reads on stderr does not depend on the tests before it."""
+    fonts.say_once.cache_clear()
 
 
 @pytest.fixture

@@ -1,11 +1,10 @@
-"""The attention room: numbers against values worked out by hand, what the pictures show, the page, and the fonts."""
+"""The attention room: numbers against values worked out by hand, what the pictures show, and the page."""
 
 import copy
 import html.parser
 import io
 import json
 import re
-import shutil
 from dataclasses import replace
 
 import hypothesis.strategies as st
@@ -14,7 +13,7 @@ import pytest
 import torch
 from hostile import ANY_TEXT, NEAR_TEXT, POEMS, case, fuzz
 from hypothesis import given
-from matplotlib import font_manager
+from opencc import OpenCC
 from PIL import Image
 from readings import DATA, POEM, RUN, make_project, read_corpus
 
@@ -360,6 +359,18 @@ def test_what_users_get_wrong_is_one_line(folder, ckpt_path, file, assert_user_e
     assert sorted(here.iterdir()) == before
 
 
+def test_marks_and_traditional_characters_are_read_as_those_of_the_corpus(folder, tmp_path, file, call, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(command, "draw", lambda reading, *args: drawn.append(reading) or {})  # that would take long
+    text = OpenCC("s2t").convert(POEM).replace("，", ",").replace("。", ".")
+    paths = ["--text", file("text.txt", text), "--out", tmp_path / "page.html"]
+    status, _, err = call(command, "--data_root", folder / DATA, "--ckpt_path", folder / RUN, *paths)
+    assert status == 0 and drawn[0].text == POEM and len(set(text) - set(POEM)) > 5
+    assert (
+        "marks that the corpus lacks: . → 。, , → ，" in err and "traditional characters that the corpus lacks:" in err
+    )
+
+
 def test_a_long_text_is_cut_and_the_terminal_and_the_page_say_so(folder, tmp_path, file, call, monkeypatch):
     drawn = []
     monkeypatch.setattr(command, "draw", lambda reading, *args: drawn.append(reading) or {})  # that would take long
@@ -381,88 +392,3 @@ def test_any_text_to_look_at(tuned_ckpt, file, content):
     reading = case("text", lambda: stats.read(model, vocabulary, read_text(path)))
     if reading:
         case("text", lambda: stats.head_statistics(reading.weights, reading.text))
-
-
-# Fonts
-
-
-@pytest.fixture
-def bundled(monkeypatch):
-    """A machine whose only font is matplotlib's own, and that has not complained yet."""
-    only = {"DejaVu Sans": fonts.installed()["DejaVu Sans"]}
-    monkeypatch.setattr(fonts, "installed", lambda: only)
-    fonts.say_once.cache_clear()
-
-
-@pytest.fixture
-def chinese():
-    """The families for a Chinese character, the first to be tried first."""
-    found = fonts.find("春")
-    if found.missing:
-        pytest.skip("no Chinese font here: apt install fonts-noto-cjk")
-    return found.families
-
-
-@every_glyph
-def test_chinese_labels_are_real_glyphs(reading, chinese):
-    """Without glyphs, the same box would be drawn for any two of them."""
-    pictures = set()
-    for char in "春风":
-        picture = plots.Picture([], 1, 1, 1, 1, more=char)
-        picture.text(0.2, 0.2, char, fontsize=40)
-        pictures.add(picture.png())
-    assert len(pictures) == 2
-    for draw in (plots.heatmaps, plots.predictions, plots.losses, plots.statistics, plots.lens):
-        draw(reading).png()
-
-
-@every_glyph
-def test_without_a_chinese_font_there_are_code_points_and_one_line(reading, bundled, capsys):
-    picture = plots.heatmaps(reading)
-    [axes, *_] = picture.axes
-    assert labels(axes) == [[t if t in "+↵" else f"U+{ord(t):04X}" for t in reading.tokens]] * 2
-    assert {label.get_rotation() for label in axes.get_xticklabels()} == {90}
-    for drawing in (picture, plots.predictions(reading), plots.losses(reading), plots.lens(reading)):
-        drawing.png()
-    err = capsys.readouterr().err
-    assert err.startswith("No Chinese font on this machine") and err.count("\n") == 1
-
-
-WAYS = {"linux": "apt install fonts-noto-cjk (Debian, Ubuntu), dnf", "win32": "Chinese (Simplified) Supplemental Fonts"}
-WAYS |= {"darwin": "Font Book", "freebsd14": "~/.fonts"}
-
-
-@pytest.mark.parametrize("system", WAYS)
-def test_without_a_chinese_font_a_line_names_the_way_to_one_on_this_system(bundled, monkeypatch, capsys, system):
-    monkeypatch.setattr(fonts.sys, "platform", system)
-    assert fonts.find("abc ↵␣") == fonts.Fonts(("DejaVu Sans",), frozenset())
-    assert capsys.readouterr().err == "", "matplotlib's own is enough for these"
-    found = fonts.find("春a")
-    assert found.missing == {"春"} and found.shown("春a") == "U+6625a"
-    assert WAYS[system] in capsys.readouterr().err
-
-
-def test_a_chinese_font_comes_first_and_others_fill_its_gaps(chinese, capsys):
-    assert chinese[0] != "DejaVu Sans" and chinese[-1] == "DejaVu Sans"
-    fonts.say_once.cache_clear()
-    found = fonts.find("春↵\U0010fffe")
-    assert found.families[0] == chinese[0] and found.missing == {"\U0010fffe"}
-    assert capsys.readouterr().err == fonts.RARE + "\n"
-
-
-@pytest.mark.parametrize("order", [1, -1])
-def test_of_a_family_the_regular_file_counts(monkeypatch, order):
-    manager = font_manager.fontManager
-    monkeypatch.setattr(manager, "ttflist", manager.ttflist[::order])
-    listed = fonts.installed.__wrapped__()  # anew
-    assert listed["DejaVu Sans"].endswith("DejaVuSans.ttf"), "not the bold or condensed one"
-
-
-def test_a_font_that_came_after_matplotlibs_list_is_found(chinese, tmp_path, monkeypatch):
-    path = shutil.copy(fonts.installed()[chinese[0]], tmp_path)
-    manager = copy.copy(font_manager.fontManager)
-    manager.ttflist = [font for font in manager.ttflist if font.name == "DejaVu Sans"]
-    (tmp_path / "broken.ttf").write_bytes(b"no font")
-    monkeypatch.setattr(font_manager, "fontManager", manager)
-    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: [str(path), str(tmp_path / "broken.ttf")])
-    assert fonts.installed.__wrapped__()[chinese[0]] == str(path)

@@ -138,6 +138,38 @@ def test_atomic_write_is_on_the_disk_before_it_takes_its_name_and_obeys_the_umas
         assert os.umask(before) == mask
 
 
+def test_only_what_an_ended_process_of_ours_has_left_is_removed(tmp_path, monkeypatch):
+    with subprocess.Popen([sys.executable, "-c", ""]) as ended:
+        pass
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as running:
+        left = [f".a[1].txt.{number}" for number in (ended.pid, os.getpid(), 10**30)]
+        kept = [".a[1].txt", "a[1].txt", ".a[1].txt.swp", ".a[1].txt.5.7", ".a[1].txt.５", ".a1.txt.5", ".b.txt.5"]
+        kept.append(f".a[1].txt.{running.pid}")
+        for name in left + kept:
+            (tmp_path / name).touch()
+        cli.remove_leftovers(tmp_path, ["a[1].txt"])
+        assert sorted(os.listdir(tmp_path)) == sorted(kept)
+        running.communicate(b"\n")
+    monkeypatch.setattr(sys, "platform", "win32")  # where a signal of number 0 is Ctrl-C
+    monkeypatch.setattr(os, "kill", Mock(side_effect=AssertionError))
+    cli.remove_leftovers(tmp_path, ["a[1].txt"])
+    assert sorted(os.listdir(tmp_path)) == sorted(kept[:-1])
+
+
+def test_a_process_alone_has_the_folder_until_it_ends_even_by_a_kill(tmp_path):
+    code = (
+        f"import pathlib\nwith cli.only_process(pathlib.Path({str(tmp_path)!r}), ''): print('in', flush=True); input()"
+    )
+    with start(f"exec({code!r})", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == "in\n"
+        with pytest.raises(cli.UserError, match="busy"), cli.only_process(tmp_path, "busy"):
+            pass
+        other.kill()
+        other.wait()
+        with cli.only_process(tmp_path, "busy"):
+            pass
+
+
 def start(code: str, **streams) -> subprocess.Popen:
     """Python, whose buffer is not to be complained of at the end."""
     env, command = {**os.environ, "PYTHONUNBUFFERED": ""}, [sys.executable, "-c", f"from songci import cli; {code}"]

@@ -26,12 +26,12 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, contents, prepared, song_text, tuned_text
+from conftest import ROOT, contents, prepared, run_script, song_text, tuned_text
 from hostile import ANY_TEXT, POEMS, case, damaged, fuzz
 from hypothesis import given
 
 import prepare
-from songci.cli import UserError
+from songci.cli import UserError, only_process
 from songci.corpus import chinese_poetry, quansongci, shi, windows
 from songci.corpus.vocabulary import Vocabulary, load_dataset, load_vocabulary, read_splits
 from songci.corpus.windows import Batches, ScoredWindows, Windows, poem_starts, title_ids, use_poem_windows
@@ -78,7 +78,7 @@ def test_the_data_set_is_the_handouts_and_the_command_prints_what_it_made(call, 
     assert status == 0 and f"{len(text):,} characters, {len(set(text)):,} of them different" in out
     assert f"{int(len(text) * 0.9):,} tokens" in " ".join(out.split())
     assert_as_in_the_handout(tmp_path, text)
-    assert sorted(os.listdir(tmp_path)) == ["forms.json", "input.txt", "meta.pkl", "train.bin", "val.bin"]
+    assert sorted(os.listdir(tmp_path)) == [".lock", "forms.json", "input.txt", "meta.pkl", "train.bin", "val.bin"]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_bad_corpus_or_folder_gets_one_line(tmp_path, assert_user_error, monke
     assert_user_error(prepare, "--data_root", tmp_path, words=[words])
     monkeypatch.chdir(tmp_path)
     assert_user_error(prepare, "--data_root", "data/quansonci", words=["did you mean data/quansongci?"])
-    assert os.listdir(tmp_path) == ([] if content is None else ["input.txt"])
+    assert sorted(os.listdir(tmp_path)) == ([] if content is None else [".lock", "input.txt"])
 
 
 def test_what_the_text_lacks_for_forms_and_tones_is_told(tmp_path, call):
@@ -159,7 +159,26 @@ def test_kill_9_at_any_rename_is_found_or_leaves_a_whole_data_set(tmp_path, monk
             load_vocabulary(tmp_path)
         prepare.prepare(tmp_path)
     assert_as_in_the_handout(tmp_path, song_text(20, seed=1))
-    assert sorted(os.listdir(tmp_path)) == sorted(["input.txt", *names])  # what the kill has left is cleared away
+    names += [".lock", "input.txt"]
+    assert sorted(os.listdir(tmp_path)) == sorted(names)  # what the kill has left is cleared away
+
+
+def test_one_of_two_at_once_is_told_that_the_other_is_at_work(tmp_path, monkeypatch, assert_user_error):
+    """Which it leaves in peace: also the file that it has half written."""
+    learn, said = prepare.learn, []
+
+    def meanwhile(poems):
+        if not said:
+            said.append(assert_user_error(prepare, "--data_root", tmp_path, words=["another prepare.py", tmp_path]))
+        return learn(poems)
+
+    monkeypatch.setattr(prepare, "learn", meanwhile)
+    prepare.prepare(write(tmp_path, song_text(20)))
+    assert said and run_script("prepare.py", "--data_root", tmp_path).returncode == 0
+    assert_as_in_the_handout(tmp_path, song_text(20))
+    with only_process(tmp_path, ""):
+        done = run_script("prepare.py", "--data_root", tmp_path)
+    assert done.returncode == 2 and "at work" in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -429,7 +448,7 @@ def test_no_network_or_another_sha256_is_told_with_the_ways_out(tmp_path, no_npm
     words = ["npm: no npm on this machine", "GitHub: ", "Ways out", f"into {folder}", "input.txt"]
     for url in ("http://localhost:port", "http://a b", "nonsense", "http://127.0.0.1:9", tmp_path.as_uri()):
         line = assert_user_error(prepare, "--data_root", folder, "--source_url", url, words=words)
-    assert "SHA-256" in line and os.listdir(folder) == []
+    assert "SHA-256" in line and os.listdir(folder) == [".lock"]
     with pytest.raises(UserError, match=r"the files ci.* in .*SHA-256"):  # those laid there by hand
         chinese_poetry.obtain(SOURCE, tmp_path)
 
@@ -469,7 +488,7 @@ def test_ctrl_c_while_npm_runs_ends_both_and_leaves_nothing(npm, tmp_path):
     time.sleep(0.5)  # npm may run before Python has come back from starting it; a terminal would signal it too
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[1] == "interrupted\n" and process.returncode == 130
-    assert not Path(scratch.read_text().strip()).exists() and os.listdir(data_root) == []
+    assert not Path(scratch.read_text().strip()).exists() and os.listdir(data_root) == [".lock"]
     npm_process = Path("/proc", pid.read_text().strip(), "cmdline")
     assert not npm_process.exists() or npm_process.read_bytes() == b""  # a zombie
 
@@ -586,7 +605,7 @@ def test_a_full_disk_while_the_shi_are_made_leaves_nothing_half_made(real_root, 
     command = f"ulimit -f 8192; exec {sys.executable} prepare.py --data_root '{tmp_path / 'shi'}'"
     done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "File too large" in done.stderr, done.stderr
-    assert os.listdir(tmp_path / "shi") == []
+    assert os.listdir(tmp_path / "shi") == [".lock"]
 
 
 # --- another folder's vocabulary --------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 import json
 import math
 import random
+import re
 import shutil
 
 import hypothesis.strategies as st
@@ -10,13 +11,14 @@ import pytest
 from conftest import prepared, run_script, train_tiny
 from hostile import JSON, case, fuzz
 from hypothesis import example, given
+from songci.generation import FORM_CONTROLS, Text, generate
 
 from songci import evaluate
 from songci.corpus.vocabulary import load_vocabulary, read_splits
+from songci.forms.poems import read_poems
 from songci.forms.scores import diversity, form_scores, han, novelty
 from songci.forms.templates import Forms, Template
 from songci.forms.writer import FormRules
-from songci.generation import FORM_CONTROLS, Text, generate
 from songci.training import runlog
 from songci.training.checkpoint import load_model
 from songci.training.device import seed_of
@@ -78,8 +80,12 @@ def test_poems_by_people_and_by_the_model_are_scored_side_by_side(call, tuned_ro
     kept = scores["tuned, form"]["probability that the form kept"]
     assert 0 < price < math.log(len(load_vocabulary(tuned_root))) and math.exp(-price) / 2 < kept < 1
     result = json.loads((tuned_ckpt / "result.json").read_text(encoding="utf-8"))
-    assert scores["tuned, free"]["perplexity, a token"] == result["best_perplexity"]
-    assert scores["tuned, free"]["perplexity, a Han character"] > result["best_perplexity"]
+    assert scores["tuned, free"]["perplexity by poem, a token"] == result["best_perplexity"]
+    # By hand: all the loss of the poems but their first character, shared out among their Han characters
+    poems = re.findall(r"\+\+\+[^+]*", read_splits(tuned_root)[1])
+    predicted = "".join(poem[1:] for poem in poems)
+    loss = result["poem_val_loss"] * len(predicted) / len(re.findall("[一-鿿]", predicted))
+    assert scores["tuned, free"]["perplexity by poem, a Han character"] == pytest.approx(math.exp(loss), rel=1e-6)
     assert "| in form | 100.0% |" in printed
 
 
@@ -129,8 +135,27 @@ def test_the_poems_by_people_are_drawn_by_the_seed(tuned_root):
     forms, (_, text) = Forms.load(tuned_root), read_splits(tuned_root)
     drawn = [evaluate.draw_poems(text, forms, 5, seed) for seed in (1, 1, 2)]
     assert drawn[0] == drawn[1] != drawn[2]
-    many = evaluate.draw_poems(text, forms, 100, 1)
-    assert len(many) == 100 and many[:5] == drawn[0]  # over again if there are too few
+    many = evaluate.draw_poems(text, forms, 1000, 1)
+    assert many[:5] == drawn[0] and 20 < len(many) < 1000  # all that there are, and none of them twice
+    assert sorted(many) == sorted(poem for poem in read_poems(text) if poem[0] in forms.tunes)
+
+
+def test_never_more_poems_are_written_than_people_have_and_that_is_said(call, tuned_root, tuned_ckpt):
+    """Poems that come again would make people look less diverse than the model."""
+    _, out, _ = call(evaluate, "--ckpt_path", tuned_ckpt, "--data_root", tuned_root, "--samples", 1000)
+    count = int(re.search(r"^(\d+) poems of each kind, as many as the validation split has", out, re.MULTILINE)[1])
+    assert count == len(evaluate.draw_poems(read_splits(tuned_root)[1], Forms.load(tuned_root), 1000, 1)) < 50
+
+
+def test_runs_on_poems_and_on_the_stream_are_compared_by_one_measure(call, tuned_root, tuned_ckpt, tmp_path):
+    stream = train_tiny(tuned_root, tmp_path / "stream", "--windows", "stream")
+    flags = ["--data_root", tuned_root, "--samples", 5, "--out", tmp_path / "scores.json"]
+    assert call(evaluate, "--ckpt_path", tuned_ckpt, stream, *flags)[0] == 0
+    scores = json.loads((tmp_path / "scores.json").read_text(encoding="utf-8"))
+    for folder in (tuned_ckpt, stream):
+        result = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        found = scores[f"{folder.name}, free"]["perplexity by poem, a token"]
+        assert found == pytest.approx(math.exp(result["poem_val_loss"]))
 
 
 # --- scores -----------------------------------------------------------------------------------------------------------

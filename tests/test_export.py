@@ -7,29 +7,32 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers comes in
 import contextlib
 import dataclasses
 import json
+import math
 import re
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import ROOT, train_tiny
+from conftest import ROOT, prepared, train_tiny
 from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors import safe_open
+from songci.generation import Controls
+from songci.samples import samples
 from test_model import NO_POS, NO_RES, SIZES, make, token_ids
 from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from songci import export
 from songci.corpus.vocabulary import Vocabulary, load_vocabulary
-from songci.generation import Controls
-from songci.samples import samples
 from songci.training.checkpoint import Trained, load_model, save_checkpoint
 
 ODD = Vocabulary(
-    "".join(sorted("\n\r\t\0 +\u00a0\u3000\ufeff\u200d\u0301éeA、。一\U00020000\U0001f600\u2028[]<|>#'.,?!"))
+    "".join(sorted("\n\r\t\0 +\u00a0\u3000\ufeff\u200d\u0301éeA、。一\U00020000\U0001f600\u2028[]<|>#'.,?!PDUNK"))
 )
+SPECIAL = ["[PAD]", "[UNK]"]
+GREEDY = Controls(temperature=0)
 
 
 def read(folder):
@@ -54,7 +57,7 @@ def exported(ckpt_path, tmp_path_factory):
 @pytest.fixture(scope="module")
 def odd_tokenizer(tmp_path_factory):
     folder, config = tmp_path_factory.mktemp("odd"), dataclasses.replace(SIZES[0], vocab_size=len(ODD))
-    save_checkpoint(folder / "best.pt", make(config), ODD)
+    save_checkpoint(folder / "best.pt", make(config), ODD, title=tuple(ODD.encode("\n+++").tolist()))
     return AutoTokenizer.from_pretrained(exported_to(folder, folder))
 
 
@@ -65,8 +68,13 @@ def test_transformers_gives_the_same_logits(tmp_path, config):
     theirs, _ = read(exported_to(tmp_path, tmp_path))
     expected, _ = model(U)
     assert expected.std() > 0.1
-    torch.testing.assert_close(theirs(U).logits, expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(theirs(U[:, :5]).logits, expected[:, :5], atol=1e-4, rtol=0)
+    logits, V = theirs(U).logits, config.vocab_size
+    torch.testing.assert_close(logits[..., :V], expected, atol=1e-4, rtol=0)
+    torch.testing.assert_close(theirs(U[:, :5]).logits[..., :V], expected[:, :5], atol=1e-4, rtol=0)
+    # Two tokens more, each as likely as the characters are in the geometric mean, which is at most 1/V
+    torch.testing.assert_close(logits[..., V:], expected.mean(-1, keepdim=True).expand(-1, -1, 2), atol=1e-4, rtol=0)
+    more = logits.logsumexp(-1) - logits[..., :V].logsumexp(-1)
+    assert (more >= 0).all() and (more <= math.log(1 + 2 / V) + 1e-5).all()
     assert theirs.lm_head.weight.data_ptr() == theirs.transformer.wte.weight.data_ptr()
     assert (theirs.transformer.wpe.weight == 0).all() == config.no_pos
     with safe_open(tmp_path / "out" / "model.safetensors", "pt") as file:  # as other programs read it
@@ -79,8 +87,8 @@ def test_the_tokenizer_gives_the_same_ids_over_the_corpus_and_the_corpus_back(ex
     text = (data_root / "input.txt").read_text(encoding="utf-8")
     ids = tokenizer.encode(text)
     assert ids == vocabulary.encode(text).tolist() and tokenizer.decode(ids) == text
-    assert len(tokenizer) == len(vocabulary) and tokenizer.all_special_tokens == []
-    assert tokenizer.convert_ids_to_tokens(list(range(len(vocabulary)))) == list(vocabulary.chars)
+    assert tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))) == [*vocabulary.chars, *SPECIAL]
+    assert set(tokenizer.all_special_tokens) == {"+", *SPECIAL} and tokenizer.padding_side == "left"
     assert Tokenizer.from_file(str(exported / "tokenizer.json")).encode("+\n").tokens == ["+", "\n"]
     # GPT-2 would add the embedding of a token type, which transformers before 5 gives unless it is told
     names = json.loads((exported / "tokenizer_config.json").read_text())["model_input_names"]
@@ -91,41 +99,121 @@ def test_the_tokenizer_gives_the_same_ids_over_the_corpus_and_the_corpus_back(ex
 @example("")
 @example(" ")
 @example("\n")
-@example("  + \n\n +++A . e\u0301é")  # what tokenizers like to change
-def test_the_tokenizer_gives_any_text_back_and_refuses_an_unknown_character(odd_tokenizer, text):
+@example("  + \n\n +++A . e\u0301é[UNK][PAD]")  # what tokenizers like to change
+def test_the_tokenizer_gives_any_text_back_and_shows_an_unknown_character(odd_tokenizer, text):
     ids = odd_tokenizer.encode(text)
-    assert ids == ODD.encode(text).tolist()
-    assert odd_tokenizer.decode(ids) == odd_tokenizer.decode(ids, skip_special_tokens=True) == text
-    with pytest.raises(Exception, match="UNK"):
-        odd_tokenizer.encode(text + "a")  # not in the vocabulary, though A is
+    assert ids == ODD.encode(text).tolist() and odd_tokenizer.decode(ids) == text
+    assert odd_tokenizer.decode(ids, skip_special_tokens=True) == text.replace("+", "")
+    ids.insert(1, odd_tokenizer.unk_token_id)  # a is not in the vocabulary, though A is
+    assert odd_tokenizer.encode(text[:1] + "a" + text[1:]) == (ids if text else ids[:1])
 
 
-@pytest.mark.parametrize("flags", [(), ("-no_pos",)])
-def test_greedy_generate_writes_the_text_of_sample_py(data_root, tmp_path, flags):
-    """Within the window, and to the next title, where sample.py begins a new window."""
-    ckpt_path = train_tiny(data_root, tmp_path / "run", *flags, "--iters", "60", "--max_seq_len", "48")
-    (theirs, tokenizer), trained = read(exported_to(tmp_path, ckpt_path)), load_model(ckpt_path)
-    for start in ("+++清平乐", "+++如梦令\n", "+++浣溪沙\n" + trained.vocabulary.chars[20:25]):
-        [expected] = samples(trained, start, 1, 48 - len(start), controls=Controls(temperature=0))
-        text = tokenizer.decode(theirs.generate(**tokenizer(start, return_tensors="pt"), do_sample=False)[0])
-        assert len(text) == 48
-        upto = expected.text.find("\n+++", 1) + 1 or 48
-        assert text[:upto] == expected.text[:upto] and upto > len(start) + 5
+@pytest.fixture(scope="module", params=[(), ("-no_pos",)])
+def poet(request, tuned_root, tmp_path_factory):
+    """A model that ends its poems in its window, as exported, and the same without transformers."""
+    flags = ["--iters", "300", "--max_seq_len", "48", "--batchsize", "16", "--eval_interval", "300", "--n_embd", "32"]
+    folder = tmp_path_factory.mktemp("poet")
+    ckpt_path = train_tiny(tuned_root, folder / "run", *flags, "--dtype", "float32", *request.param)
+    return exported_to(folder, ckpt_path), load_model(ckpt_path)
 
 
-def test_generate_samples_by_default_as_sample_py_does(exported):
-    model, _ = read(exported)
-    config = model.generation_config
+def greedy(trained, start, length=48):
+    """What `sample.py --temperature 0` writes, up to a new + and to `length` characters; and its poem at its end."""
+    [text], [poem] = (
+        [sample.text for sample in samples(trained, start, 1, length + 3 - len(start), poem=end, controls=GREEDY)]
+        for end in (False, True)
+    )
+    end = text.find("+", len(start)) + 1 or length
+    return text[: min(end, length)], poem
+
+
+def prompts(vocabulary):
+    """20 of different lengths."""
+    tunes = ["+++清平乐\n", "+++如梦令\n", "+++浣溪沙\n", "+++"]
+    return [tunes[i % 4] + vocabulary.chars[20 : 20 + i // 4 * (i % 4 < 3)] for i in range(20)]
+
+
+def test_greedy_generate_writes_the_text_of_sample_py_and_ends_with_its_poem(poet):
+    (theirs, tokenizer), (_, trained) = read(poet[0]), poet
+    ends = 0
+    for start in prompts(trained.vocabulary):
+        text, poem = greedy(trained, start)
+        assert tokenizer.decode(theirs.generate(**tokenizer(start, return_tensors="pt"), do_sample=False)[0]) == text
+        if text.endswith("\n\n+"):
+            ends += text.removesuffix("\n+") == poem
+    assert ends >= 10
+
+
+def test_texts_of_a_batch_go_on_as_alone(poet):
+    """To the end of the window of the longest one. Also in a pipeline, in which pairs differ in length."""
+    (theirs, tokenizer), (_, trained) = read(poet[0]), poet
+    starts = prompts(trained.vocabulary)
+    inputs = tokenizer(starts, padding=True, return_tensors="pt")
+    ids, longest = theirs.generate(**inputs, do_sample=False), inputs.input_ids.size(1)
+    expected = [greedy(trained, start, 48 - longest + len(start))[0] for start in starts]
+    assert [tokenizer.decode(row).replace("[PAD]", "") for row in ids] == expected
+    assert tokenizer.batch_decode(ids, skip_special_tokens=True) == [text.replace("+", "") for text in expected]
+    written = pipeline("text-generation", str(poet[0]))(starts, batch_size=2, do_sample=False)
+    for i, (start, [text]) in enumerate(zip(starts, written, strict=True)):
+        longest = max(len(starts[i]), len(starts[i ^ 1]))
+        new = greedy(trained, start, 48 - longest + len(start))[0][len(start) :]
+        assert text["generated_text"] == start + new.removesuffix("+")
+
+
+def test_generate_samples_by_default_as_sample_py_does_and_never_writes_what_is_no_character(exported, data_root):
+    model, tokenizer = read(exported)
+    config, V = model.generation_config, len(load_vocabulary(data_root))
     assert (config.do_sample, config.temperature, config.top_k, config.max_length) == (True, 0.8, 200, 16)
     ids = {name: getattr(model.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    assert ids == {name: getattr(config, name) for name in ids} == dict.fromkeys(ids)  # GPT-2's are outside of ours
+    assert ids == {name: getattr(config, name) for name in ids}  # if there were none, GPT-2's, outside of ours
+    assert ids == {"bos_token_id": None, "eos_token_id": tokenizer.encode("+")[0], "pad_token_id": V}
+    assert tokenizer.unk_token_id == V + 1 and config.suppress_tokens == [V, V + 1]
+    torch.nn.init.zeros_(model.transformer.wte.weight)  # all are equally likely
+    hot = model.generate(torch.zeros(64, 1, dtype=torch.long), top_k=0, eos_token_id=None)
+    assert hot.shape == (64, 16) and hot.max() < V
 
 
-def test_the_model_cards_code_runs_and_its_figures_are_the_runs(exported, ckpt_path):
+def run_card(folder, monkeypatch, capsys):
+    """The names that the card's code leaves, and what it prints. It is run as it stands, beside the folder."""
+    card, names = (folder / "README.md").read_text(encoding="utf-8"), {}
+    blocks = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
+    monkeypatch.chdir(folder.parent)
+    capsys.readouterr()
+    exec("".join(blocks), names)
+    return names, capsys.readouterr().out
+
+
+def test_the_model_cards_code_gives_what_it_says(poet, monkeypatch, capsys):
+    names, out = run_card(poet[0], monkeypatch, capsys)
+    assert out.startswith("清平乐\n") and "unknown:\n" in out
+    vocabulary, model = poet[1].vocabulary, poet[1].model
+    losses, lengths, means = names["losses"], [len(text) for text in names["prompts"]], []
+    assert names["prompts"] == ["+++", "+++清平乐\n"] and losses.shape == (2, 6)
+    for row, text in zip(losses, names["prompts"], strict=True):
+        ids = torch.from_numpy(vocabulary.encode(text).astype("int64"))
+        own = torch.nn.functional.cross_entropy(model(ids[None, :-1])[0][0], ids[1:], reduction="none")
+        torch.testing.assert_close(row[-len(own) :], own, atol=1e-4, rtol=0)
+        assert (row[: -len(own)] == 0).all()
+        means.append(own.mean().item())
+    assert json.loads(re.search(r"nats a character: (.*)", out)[1]) == pytest.approx(means, abs=1e-4)
+    assert lengths == [3, 7] and [tuple(w.shape) for w in names["weights"]] == [(1, 2, 7, 7)] * 2
+    for ours, theirs in zip(model(ids[None], need_weights=True)[1], names["weights"], strict=True):
+        torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("text", ["+++清平乐\n春花，秋月。\n\n" * 30, "春花秋月何时了\n" * 60, "1+1=2\t" * 60])
+def test_any_corpus_has_a_card_whose_code_runs(tmp_path, monkeypatch, capsys, text):
+    """A stream, even one with titles, has no end: as sample.py says of --stop_at_poem_end."""
+    ckpt_path = train_tiny(prepared(tmp_path / "data", text), tmp_path / "run", "--windows", "stream")
+    names, out = run_card(exported_to(tmp_path, ckpt_path), monkeypatch, capsys)
+    assert names["model"].generation_config.eos_token_id is names["tokenizer"].eos_token is None
+    assert "`+++`" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8") and "layers of" in out
+    [written] = names["model"].generate(names["inputs"].input_ids[:1, -1:])
+    assert len(written) == 16 and written.max() < len(load_vocabulary(tmp_path / "data"))
+
+
+def test_the_model_cards_figures_are_the_runs(exported, ckpt_path):
     card = (exported / "README.md").read_text(encoding="utf-8")
-    [code] = re.findall(r"^```python\n(.*?)^```$", card, re.DOTALL | re.MULTILINE)
-    text = subprocess.check_output([sys.executable, "-c", code], cwd=exported.parent, encoding="utf-8", timeout=120)
-    assert text.startswith("+++清平乐\n") and len(text) == 16 + 1
     result = json.loads((ckpt_path / "result.json").read_text())
     for measure in ("poem", "stream"):
         assert f"| {result[f'{measure}_val_loss']:.4f} | {result[f'{measure}_perplexity']:.2f} |" in card

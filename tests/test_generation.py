@@ -2,14 +2,14 @@ import dataclasses
 
 import pytest
 import torch
+from songci.cache import KVCache
+from songci.generation import Context, Controls, Text, generate, next_logits, sample_next
+from songci.samples import finished, samples
 from test_model import SIZES, make
 
-from songci.cache import KVCache
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules, FormWriter
-from songci.generation import Context, Controls, Text, generate, next_logits, sample_next
-from songci.samples import finished, samples
 from songci.training.checkpoint import Trained, load_model
 from songci.training.device import seed_of
 
@@ -190,4 +190,19 @@ def test_the_repetition_penalty_lowers_what_was_seen():
 
 def test_the_repetition_penalty_counts_prompt_and_new_tokens():
     [new] = written(make(SIZES[1]), [[3, 4]], 60, dataclasses.replace(GREEDY, repetition_penalty=1e9))
-    assert len({3, 4, *new}) == 62  # nothing comes twice
+    characters = [3, 4, *(token for token in new if token > 1)]  # 0 and 1 are line end and +
+    assert len(set(characters)) == len(characters) > 30  # none comes twice
+
+
+@pytest.mark.parametrize(("char", "again"), [("。", True), ("\n", True), ("+", True), ("春", False), ("a", False)])
+def test_the_repetition_penalty_spares_what_is_no_character(char, again):
+    """Of a model that always wants the same token, which is this one: a poem repeats its marks, and has to end."""
+    model = make(SIZES[1])
+    [plain] = written(model, [[3, 4]], 60)
+    favourite = plain[-1]
+    assert plain.count(favourite) > 10
+    chars = [*map(chr, range(0x5000, 0x5000 + model.config.vocab_size))]
+    chars[favourite] = char
+    text = Text(Trained(model, Vocabulary("".join(chars)), ()), chars[3], 1, 60)
+    list(generate(model, [text], dataclasses.replace(GREEDY, repetition_penalty=1e9)))
+    assert (text.new.count(favourite) > 1) is again

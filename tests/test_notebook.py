@@ -51,10 +51,12 @@ def written_page(folder):
 
 
 @pytest.fixture(scope="module")
-def executed(folder):
-    """The notebook after one run from top to bottom, by a kernel that was started elsewhere."""
+def executed(folder, han_font):
+    """The notebook after one run from top to bottom, by a kernel that was started elsewhere and has a Chinese font."""
     path = shutil.copy(NOTEBOOK, folder / "workdirs" / "executed.ipynb")
-    execute(path, folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(han_font.parent.parent))  # matplotlib looks into its folder fonts
+        execute(path, folder)
     return path
 
 

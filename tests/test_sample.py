@@ -10,10 +10,10 @@ from conftest import ROOT, prepared, train_tiny
 from hostile import ANY_TEXT, NEAR_TEXT, POEMS, case, fuzz
 from hypothesis import example, given
 from hypothesis import strategies as st
+from songci.samples import read_start
 
 import sample
 from songci.forms.templates import Forms
-from songci.samples import read_start
 from songci.training.checkpoint import load_model
 
 DASHES = "-" * 15

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, after_each_iteration, contents, tiny_flags, train_tiny
 from matplotlib.figure import Figure
+from songci.generation import Context
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_corpus import TITLE_IDS, poems_of
 from test_model import SIZES, make, token_ids
@@ -30,7 +31,6 @@ import train
 from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
 from songci.corpus.windows import IGNORE, ScoredWindows, stack_windows
-from songci.generation import Context
 from songci.training import device, runlog, threads
 from songci.training.checkpoint import load_checkpoint, load_model, save_checkpoint
 from songci.training.device import choose_device, choose_dtype, seed_of, settle
@@ -607,8 +607,9 @@ def test_any_file_of_a_run_protects_its_folder(tmp_path, name):
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_new_run_clears_the_folder_and_a_resumed_one_keeps_it(tmp_path, resume):
-    half_written = [f".{name}.abc" for name in [*RUN_FILES, "config.json"]]
-    kept, cleared = ["notes.txt", ".hidden"], [*RUN_FILES, "events.out.tfevents.1"]
+    half_written = [f".{name}.{10**9}" for name in [*RUN_FILES, "config.json"]]  # there is no process of that number
+    kept = ["notes.txt", ".hidden", ".log.csv.swp", ".result.json.1"]  # of an editor, and of a process that runs
+    cleared = [*RUN_FILES, "events.out.tfevents.1"]
     for name in [*half_written, *kept, *cleared]:
         (tmp_path / name).write_text(name)
     runlog.begin_folder(tmp_path, resume, {"seed": 7}, tmp_path)
@@ -642,7 +643,7 @@ def test_curves_show_the_numbers_of_the_log(tmp_path, monkeypatch, recwarn, file
         pictures.append(matplotlib.image.imread(tmp_path / file_name))
     assert all(picture.std() > 0.05 for picture in pictures) and (pictures[0] != pictures[1]).any()
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
-    names = [("train", "validation"), ("a train", "a val", "b train", "b val")]
+    names = [tuple(runlog.LABELS.values()), ("a train", "a val", "b train", "b val")]
     for figure, labels in zip(figures[:2], names, strict=True):
         assert [axes.get_yscale() for axes in figure.axes] == ["linear", "log"]
         for axes, measure in zip(figure.axes, ("loss", "perplexity"), strict=True):

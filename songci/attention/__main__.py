@@ -30,8 +30,9 @@ def parse_args(args=None):
 
 
 TEXT_HELP = (
-    "the file with the text to look at; if left out, data/attnvis/rumengling.txt, or the beginning of the validation "
-    "text of a corpus that lacks its characters"
+    "the file with the text to look at, whose marks and traditional characters are read as sample.py reads --start; if "
+    "left out, data/attnvis/rumengling.txt, or the beginning of the validation text of a corpus that lacks its "
+    "characters"
 )
 
 

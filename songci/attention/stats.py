@@ -24,6 +24,7 @@ from songci.cli import PACKAGE, UserError
 from songci.corpus.vocabulary import Vocabulary, load_dataset
 from songci.corpus.windows import ScoredWindows
 from songci.forms.poems import is_character
+from songci.forms.prompt import as_in_corpus
 from songci.runs import BEST, as_gpt, load_trained
 from songci.text import printable, read_text
 from songci.training.measure import mean_loss
@@ -90,8 +91,12 @@ def example(data_root: str | Path) -> str:
 
 
 def load(data_root: str | Path, ckpt_path: str | Path, text: str) -> Reading:
-    """read() with the model of a run. Raises UserError too if the run or its data set is missing or of another."""
+    """read() with the model of a run, of the text as_in_corpus().
+
+    Raises UserError too if the run or its data set is missing or of another.
+    """
     trained = load_trained(ckpt_path, data_root)
+    text = as_in_corpus(text, trained.vocabulary)
     return read(as_gpt(trained), trained.vocabulary, text, printable(Path(ckpt_path).resolve().name), trained.title)
 
 

@@ -70,6 +70,11 @@ class ScoredWindows:
         length = np.minimum(seq_len, np.repeat(ends, counts) - 1 - start)
         return cls(start, np.where(nth > 0, seq_len - half, 0), length)
 
+    def targets(self, tokens: np.ndarray) -> np.ndarray:
+        """The ids of `tokens` that the windows predict and score, one after another."""
+        spans = zip(self.start + 1 + self.scored, self.start + 1 + self.length, strict=True)
+        return np.concatenate([tokens[begin:end] for begin, end in spans])
+
     def __len__(self) -> int:
         return len(self.start)
 

@@ -9,7 +9,7 @@ import sys
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from itertools import combinations
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -55,10 +55,13 @@ def random_model(model, seed: int):
 
 
 def sample(model, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A sequence of `length` symbols drawn from the model: states (T,) and observations (T,), counted from 0."""
+    """A sequence of `length` symbols drawn from the model: states (T,) and observations (T,), counted from 0.
+
+    Each time takes the next two numbers of the generator, so a longer sequence begins with a shorter one.
+    """
     sums = (np.cumsum(matrix, axis=-1) for matrix in model.matrices)
     first, follow, emit = (total / total[..., -1:] for total in sums)  # distribution functions, to be inverted
-    uniform, rows, row = np.random.default_rng(seed).random((2, length)), follow.tolist(), first.tolist()
+    uniform, rows, row = np.random.default_rng(seed).random((length, 2)).T, follow.tolist(), first.tolist()
     states, obs = np.empty(length, dtype=int), np.empty(length, dtype=int)
     for t, u in enumerate(uniform[0]):
         states[t] = state = bisect_right(row, u)
@@ -89,24 +92,61 @@ def print_sample(model, length: int, seed: int, as_json: bool) -> None:
         print(f"# {','.join(states)}\n{','.join(obs)}")
 
 
-def fit(model, sequences: list, seed: int | None, iters: int, tolerance: float, out: Path | None, as_json: bool):
-    """Prints the log-likelihood of all sequences at each step, then the model, which goes into the file `out` too."""
-    steps, first = [], model if seed is None else random_model(model, seed)
-    try:
-        for better, log_likelihood in baum_welch(first, sequences):
-            fitted, steps = better, [*steps, log_likelihood]
-            if not as_json:
-                print(f"step {len(steps) - 1}: ln P = {log_likelihood:.10g}", flush=True)
-            if len(steps) > iters or (len(steps) > 1 and steps[-1] - steps[-2] < tolerance):
-                break
-    except UserError as error:  # P(O) = 0
-        raise type(error)(f"{error}; begin with another model, or at random with --seed 1") from None
-    if pair := identical(first, fitted):
+class Fit(NamedTuple):
+    """What Baum–Welch makes of the model `first`: ln P at each step, and whether the last one gained no more."""
+
+    seed: int | None
+    first: object
+    model: object
+    steps: list[float]
+    converged: bool
+
+
+def climb(first, seed: int | None, sequences: list, iters: int, tolerance: float, show: bool) -> Fit:
+    """Baum–Welch until a step gains less than the tolerance, or for `iters` steps; `show` prints each."""
+    steps, model = [], first
+    for model, log_likelihood in baum_welch(first, sequences):
+        steps.append(log_likelihood)
+        if show:
+            print(f"step {len(steps) - 1}: ln P = {log_likelihood:.10g}", flush=True)
+        if len(steps) > 1 and steps[-1] - steps[-2] < tolerance:
+            break
+        if len(steps) > iters:
+            return Fit(seed, first, model, steps, False)
+    return Fit(seed, first, model, steps, True)
+
+
+def fit(model, sequences: list, args, as_json: bool) -> None:
+    """Prints the log-likelihood of all sequences at each step, then the model, which goes into the file args.out too.
+
+    Of args.n_init random beginnings the best is taken, and of each only the last log-likelihood is printed.
+    """
+    seeds = [args.seed] if args.n_init is None else range(args.seed or 0, (args.seed or 0) + args.n_init)
+    fits = []
+    for seed in seeds:
+        first = model if seed is None else random_model(model, seed)
+        try:
+            fits.append(climb(first, seed, sequences, args.iters, args.tolerance, not as_json and not args.n_init))
+        except UserError as error:  # P(O) = 0
+            raise type(error)(f"{error}; begin with another model, or at random with --seed 1") from None
+        if args.n_init and not as_json:
+            end = "" if fits[-1].converged else ", not converged"
+            print(f"seed {seed}: ln P = {fits[-1].steps[-1]:.10g} in {len(fits[-1].steps) - 1} steps{end}", flush=True)
+    best = max(fits, key=lambda fit: fit.steps[-1])
+    if not best.converged and not as_json:
+        gain = f"the last one gained {best.steps[-1] - best.steps[-2]:.3g}: " if args.iters else ""
+        print(f"not converged in --iters {args.iters} steps; {gain}give more", file=sys.stderr)
+    if pair := identical(best.first, best.model):
         way = "Baum–Welch never tells identical states apart; --seed 1 begins at random"
         print(f"{' and '.join(pair)} emit alike, before and after: {way}", file=sys.stderr)
-    text = model_to_json(fitted)
-    if out:
-        with atomic_write(out, "w") as file:
+    text = model_to_json(best.model)
+    if args.out:
+        with atomic_write(args.out, "w") as file:
             file.write(text)
-    result = {"log_likelihood": steps, "model": json.loads(text)}
-    print(to_json(result) if as_json else "\n" + text.rstrip())
+    if not as_json:
+        return print(f"\n{text.rstrip()}")
+    result = {"log_likelihood": best.steps, "converged": best.converged}
+    if args.n_init:
+        starts = [{"seed": fit.seed, "log_likelihood": fit.steps[-1], "converged": fit.converged} for fit in fits]
+        result |= {"seed": best.seed, "starts": starts}
+    print(to_json(result | {"model": json.loads(text)}))

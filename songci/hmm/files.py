@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from songci.cli import UserError
-from songci.hmm.kbest import kbest
+from songci.hmm.kbest import kbest, ln, path_probability
 from songci.text import read_text, to_json
 
 MATRICES = "startprob", "transmat", "emissionprob"
@@ -105,7 +105,7 @@ def result_to_json(model, obs: np.ndarray, brief: bool = False, k: int = 0) -> s
     best = {"path": None, "states": None, "probability": 0.0, "log_probability": None}
     try:
         path, log_delta, psi = model.viterbi(obs)
-        best = _path(model, path, log_delta[-1].max())
+        best = _path(model, obs, path, log_delta[-1].max())
         if not brief:
             posteriors = {"gamma": model.posterior(obs), "xi": model.pair_posterior(obs), "psi": psi}
     except UserError as error:  # P(O) = 0
@@ -118,33 +118,41 @@ def result_to_json(model, obs: np.ndarray, brief: bool = False, k: int = 0) -> s
         result |= {f"log_{name}": _finite(log) for name, log in logs.items()}
     result |= {"viterbi": best, **note}
     if k:
-        result["kbest"] = [_path(model, *path) for path in kbest(model, obs, k)]
-    if model.is_small(obs) and not brief:
-        _put_exact(result, model.exactly(obs))
+        result["kbest"] = [_path(model, obs, *path) for path in kbest(model, obs, k)]
+    if model.is_small(obs):
+        _put_exact(result, model.exactly(obs), brief)
     return to_json(result, allow_nan=False, default=np.ndarray.tolist)
 
 
-def _put_exact(result: dict, exact) -> None:
-    """Adds the fractions, and rounds the plain numbers from them: 0.03541 instead of 0.03541000000000002."""
-
+def _put_exact(result: dict, exact, brief: bool) -> None:
+    """Rounds all numbers from the fractions, 0.03541 instead of 0.03541000000000002, and adds these unless `brief`."""
     if hasattr(sys, "set_int_max_str_digits"):  # in newer Pythons: a hundred small probabilities make long fractions
         sys.set_int_max_str_digits(0)
-
-    def plain(x):
-        return float(x) if float(x) or not x else None
-
-    names = ["alpha", "beta", "gamma", "xi", "delta"]  # without δ, γ and ξ if P(O) = 0
-    tables = {name: getattr(exact, name) for name in ("likelihood", *(n for n in names if result[n] is not None))}
+    names = [name for name in ("alpha", "beta", "gamma", "xi", "delta") if result.get(name) is not None]
+    tables = {name: getattr(exact, name) for name in ("likelihood", *names)}  # without δ, γ and ξ if P(O) = 0
+    result |= {name: np.vectorize(_float, otypes=[object])(table) for name, table in tables.items()}
+    for name in ("likelihood", "alpha", "beta", "delta"):
+        if name in tables:
+            result[f"log_{name}"] = _finite(np.vectorize(ln, otypes=[float])(tables[name]))
+    if brief:
+        return
     result["exact"] = {name: np.vectorize(str, otypes=[object])(table) for name, table in tables.items()}
-    result |= {name: np.vectorize(plain, otypes=[object])(table) for name, table in tables.items()}
     if result["viterbi"]["path"]:
-        best = max(exact.delta[-1])
-        result["exact"]["path_probability"], result["viterbi"]["probability"] = str(best), plain(best)
+        result["exact"]["path_probability"] = str(max(exact.delta[-1]))
 
 
-def _path(model, path: np.ndarray, log_probability: float) -> dict:
-    probability = {"probability": _plain(log_probability), "log_probability": log_probability}
-    return {"path": path.tolist(), "states": [model.states[i] for i in path], **probability}
+def _path(model, obs: np.ndarray, path: np.ndarray, log_probability: float) -> dict:
+    """A path and its probability, the same numbers wherever it stands: from a fraction if the problem is small."""
+    numbers = {"probability": _plain(log_probability), "log_probability": log_probability}
+    if model.is_small(obs):
+        p = path_probability(model, obs, path)
+        numbers = {"probability": _float(p), "log_probability": ln(p)}
+    return {"path": path.tolist(), "states": [model.states[i] for i in path], **numbers}
+
+
+def _float(x: Fraction) -> float | None:
+    """The nearest float, for JSON: null for what is below the range of floats but not 0."""
+    return float(x) if float(x) or not x else None
 
 
 def _plain(log):

@@ -1,6 +1,9 @@
 """The K best paths of a hidden Markov model."""
 
+import math
 import operator
+import sys
+from fractions import Fraction
 
 import numpy as np
 
@@ -32,13 +35,26 @@ def kbest(model, obs: np.ndarray, k: int) -> list[tuple[np.ndarray, float]]:
         value = times(np.take_along_axis(before, back, axis=1), b[:, obs[t], None])
     order = np.argsort(-value.ravel(), kind="stable")[:k]
     order = order[value.ravel()[order] > zero]  # state·width + rank
+    log_p = map(ln, value.ravel()[order]) if exact else value.ravel()[order].tolist()  # summed as δ is, so equal to it
     paths = np.empty((len(order), len(obs)), dtype=np.intp)
     for t in range(len(obs) - 1, -1, -1):
         paths[:, t], rank = np.divmod(order, _width(n, k, t))
         if t:
             order = backs[t - 1][paths[:, t], rank]
-    pi, a, b = logs
-    return [(q, float(pi[q[0]] + a[q[:-1], q[1:]].sum() + b[q, obs].sum())) for q in paths]
+    return [*zip(paths, log_p, strict=True)]
+
+
+def path_probability(model, obs: np.ndarray, path: np.ndarray) -> Fraction:
+    """P(q, O|λ) of a state sequence (T,), in fractions."""
+    pi, a, b = model.exact
+    return math.prod([pi[path[0]], *a[path[:-1], path[1:]], *b[path, obs]])
+
+
+def ln(x: Fraction) -> float:
+    """The natural logarithm, -inf for 0, of a fraction that may be below the range of floats."""
+    if float(x) >= sys.float_info.min:
+        return math.log(x)
+    return math.log(x.numerator) - math.log(x.denominator) if x else -math.inf
 
 
 def _width(n: int, k: int, t: int) -> int:

@@ -16,6 +16,7 @@ LABEL_AT = 0.4, 0.3, 0.72, 0.62  # along an edge that crosses 0, 1, 2, 3 rows: t
 SCALE = 2.6, 1.9  # inches between times and between states
 ENTRY = 0.75  # length of the edges that enter the first time, between times
 ALL_LABELS_UP_TO = 4  # states: with more, only the edges of the best path have labels
+BOLD = {"weight": "bold", "family": fonts.BUNDLED}  # a Chinese font may lack it, and matplotlib would say so
 EDGE, BEST_EDGE = {"color": "#888888", "lw": 1, "zorder": 1}, {"color": "#c00000", "lw": 3.5, "zorder": 1.5}
 
 
@@ -73,7 +74,8 @@ def draw(model, obs: np.ndarray, show: str = "delta", missing: Set[str] = frozen
     for (t, i), value in np.ndenumerate(values):
         bold, back = best[t] == i, f"\nψ = S{psi[t, i] + 1}" if show == "delta" and t else ""
         box = {"fc": "#fff2cc", "lw": 2.5} if bold else {"fc": "white", "lw": 1}
-        style = {"weight": "bold" if bold else "normal", "bbox": {"boxstyle": "round,pad=0.45", "ec": "black", **box}}
+        style = {**BOLD} if bold else {}
+        style["bbox"] = {"boxstyle": "round,pad=0.45", "ec": "black", **box}
         axes.text(t, i, f"{letter} = {value:.4g}{back}", ha="center", va="center", fontsize=11, zorder=3, **style)
     return figure
 
@@ -91,7 +93,7 @@ def _edges(axes, model, obs: np.ndarray, path: np.ndarray) -> None:
         if best or n <= ALL_LABELS_UP_TO:
             share = LABEL_AT[rows] if rows < len(LABEL_AT) else 0.5
             slope = math.degrees(math.atan2(SCALE[1] * (y - j), SCALE[0] * (t - x)))  # the y axis points down
-            style = {"weight": "bold", "color": "#c00000"} if best else {"color": "#444444"}
+            style = {**BOLD, "color": "#c00000"} if best else {"color": "#444444"}
             style |= {"bbox": {"boxstyle": "square,pad=0.12", "fc": "white", "ec": "none"}, "rotation": slope}
             at = x + share * (t - x), y + share * (j - y)
             axes.text(*at, f"{p:.4g}·{b:.4g}", ha="center", va="center", fontsize=9, zorder=2.5, **style)

@@ -15,7 +15,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from songci.hmm.kbest import kbest
+from songci.hmm.kbest import kbest, path_probability
 
 FORMULAS_UP_TO = 128  # T·N²: formulas with fractions up to here, tables of floats beyond
 PATHS_UP_TO = 64  # N^T: all paths are listed up to here
@@ -75,7 +75,7 @@ def given(model, obs: np.ndarray, say: Callable) -> Iterator[str]:
 def solution(model, obs: np.ndarray, say: Callable) -> Iterator[str]:
     """The three problems solved, and the answer in a sentence."""
     log_p = model.score(obs)
-    v = model.exactly(obs) if len(obs) * len(model.states) ** 2 <= FORMULAS_UP_TO else None
+    v = model.exactly(obs) if is_worked(model, obs) else None
     for part, *blocks in Worked(model, obs, v, say).parts() if v else tables(model, obs, say):
         yield heading(say(*TITLES[part]).format(n=len(model.states) ** len(obs) if part == "paths" else 0))
         yield from ([formulas(RULES[part])] if part in RULES else [])
@@ -103,12 +103,21 @@ def solution(model, obs: np.ndarray, say: Callable) -> Iterator[str]:
     )
 
 
+def is_worked(model, obs: np.ndarray) -> bool:
+    """Whether the problem is small enough for formulas, with all numbers from fractions."""
+    return len(obs) * len(model.states) ** 2 <= FORMULAS_UP_TO
+
+
 def best_paths(model, obs: np.ndarray, say: Callable, k: int) -> Iterator[str]:
     """The `k` best paths, if there are any."""
     paths = kbest(model, obs, k) if k else []
     if paths:
         names = [", ".join(short([model.states[i] for i in path], PATH_UP_TO)) for path, _ in paths]
-        rows = [[str(i + 1), names[i], log_number(log_p)] for i, (_, log_p) in enumerate(paths)]
+        if is_worked(model, obs):
+            p = [operand(path_probability(model, obs, path)) for path, _ in paths]
+        else:
+            p = [log_number(log_p) for _, log_p in paths]
+        rows = [[str(i + 1), *row] for i, row in enumerate(zip(names, p, strict=True))]
         yield heading(say(f"概率最大的 {len(paths)} 条路径", f"The {len(paths)} most probable paths"))
         yield table(["", say("路径", "path"), "P(q, O | λ)"], rows)
         if len(paths) < k:

@@ -15,6 +15,7 @@ from pathlib import Path
 from songci.cli import ArgumentParser, UserError, number, run
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT
 from songci.page.words import CSS, LANGUAGES, SAID, WORDS
+from songci.runs import BEST
 
 
 def parse_args(args=None):
@@ -37,7 +38,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed: pip install -r requirements-page.txt") from None
     word = gr.I18n(**{code: {key: told[i] for key, told in WORDS.items()} for code, i in LANGUAGES.items()})
-    runs = sorted(str(path.parent) for path in Path(args.workdirs).glob("*/best.pt"))
+    runs = sorted(str(path.parent) for path in Path(args.workdirs).glob(f"*/{BEST}"))
     if runs:
         blocks = desk.layout(desk.Page(args.data_root, runs), word)
     else:

@@ -12,7 +12,6 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
-from songci.alternatives import weighed
 from songci.attention.plots import Picture
 from songci.attention.stats import character_losses, read
 from songci.cli import UserError
@@ -21,12 +20,14 @@ from songci.forms.poems import BLANK, is_character, tune_of
 from songci.forms.prompt import as_in_corpus
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
-from songci.generation import Text
-from songci.lookahead import PARTICLES
 from songci.page import poem
 from songci.page.words import CLICK, SAID
-from songci.samples import Sample, samples
-from songci.training.checkpoint import Trained, load_model
+from songci.runs import BEST, Trained, as_gpt, load_trained
+from songci.writing.alternatives import candidate_posterior, rest_of_sentence
+from songci.writing.decoder import Decoder
+from songci.writing.generation import Text
+from songci.writing.samples import Request, Sample, samples
+from songci.writing.smc import PARTICLES
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,7 @@ def on_page(function: Callable) -> Callable:
 
 @lru_cache(maxsize=4)
 def _opened(ckpt_path: str, data_root: str, changed: float) -> Trained:
-    trained = load_model(ckpt_path, data_root=data_root)
-    return trained
+    return load_trained(ckpt_path, data_root)
 
 
 class Page:
@@ -76,7 +76,7 @@ class Page:
     @on_page
     def opened(self, ckpt_path: str) -> Trained:
         """The model of a run, read again when training has found a better one."""
-        best = Path(ckpt_path) / "best.pt"
+        best = Path(ckpt_path) / BEST
         return _opened(ckpt_path, self.data_root, best.stat().st_mtime if best.exists() else 0.0)
 
     @on_page
@@ -87,7 +87,7 @@ class Page:
         trained, seed = self.opened(ckpt_path), random.randrange(2**31) if seed is None else seed
         start, rhyme, acrostic = (as_in_corpus(text.strip(), trained.vocabulary) for text in (start, rhyme, acrostic))
         rules = FormRules(self.forms, trained.vocabulary, acrostic, rhyme, template)
-        return next(samples(trained, start, 1, 0, seed=seed, rules=rules, particles=particles, **more))
+        return next(samples(trained, Request(start, rules=rules, seed=seed, particles=particles, **more)))
 
     def again(self, ckpt_path: str, start: str, text: str, **more) -> Sample:
         """As written(), in the form of a text."""
@@ -103,18 +103,18 @@ class Page:
         trained = self.opened(ckpt_path)
         rules = FormRules(self.forms, trained.vocabulary, template=poem.checked(text, self.forms).number)
         before, encode = Text(trained, poem.with_chars(text, [at]), 1, rules=rules), trained.vocabulary.encode
-        [token], allowed = encode(text[at]).tolist(), before.form.allowed().clone()
-        allowed[token] = True
-        rest = encode(text[at + 1 : text.find("。", at) + 1 or None]).tolist()
-        found = weighed(trained, before.context.ids, rest, allowed, token, most=40)
+        [token], allowed = encode(text[at]).tolist(), before.form.allowed()
+        rest = rest_of_sentence(trained.vocabulary.chars, encode(text[at + 1 :]).tolist())
+        model = Decoder(trained.config, trained.weights)
+        found = candidate_posterior(model, before.window.ids, rest, allowed, token, trained.max_seq_len)
         likeliest = dict.fromkeys([*[*found][:10], token])
         return [(trained.vocabulary.chars[other], found[other]) for other in likeliest]
 
     def attention(self, ckpt_path: str, text: str, at: int) -> tuple[str, float]:
         """A picture of where a character looks, a row a head, as HTML; and the character's surprise in nats."""
         trained = self.opened(ckpt_path)
-        seen = text[max(0, at + 1 - trained.model.config.max_seq_len) : at + 1]
-        reading = read(trained.model, trained.vocabulary, seen, title=trained.title)
+        seen = text[max(0, at + 1 - trained.max_seq_len) : at + 1]
+        reading = read(as_gpt(trained), trained.vocabulary, seen, title=trained.title)
         rows = np.concatenate([layer[0, :, -1].numpy() for layer in reading.weights])  # (layers · h, L)
         picture = Picture([reading], 1, 1, max(4, 0.17 * len(seen)), 0.5 + 0.16 * len(rows))
         picture.panels[0].imshow(rows, cmap="Blues", aspect="auto")

@@ -90,9 +90,9 @@ def as_png(text: str) -> bytes:
     figure = Figure(figsize=(0.42 * width, 0.42 * height), facecolor="#fbf8f0")
     for x, column in enumerate(columns, start=1):
         for y, (char, *mark) in enumerate(column, start=1):
-            for of_cell, right, down, size in ((found.shown(char), 0, 0, 17), ("".join(mark), 0.42, 0.3, 11)):
-                place = 1 - (x - right) / width, 1 - (y + down) / height
-                figure.text(*place, of_cell, fontsize=size, family=found.families, ha="center", va="center")
+            for part, right, down, size in ((char, 0, 0, 17), ("".join(mark), 0.42, 0.3, 11)):
+                style = {"fontsize": size, "family": found.families, "ha": "center", "va": "center"}
+                figure.text(1 - (x - right) / width, 1 - (y + down) / height, found.shown(part), **style)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()

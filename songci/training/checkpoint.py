@@ -13,7 +13,7 @@ import torch
 from model import GPT, GPTConfig
 from songci.cli import UserError, atomic_write
 from songci.corpus.vocabulary import Vocabulary, check_same_vocabulary
-from songci.runs import Trained, as_gpt, load_trained, run_folder
+from songci.runs import Trained, as_gpt, check_same_data, load_trained, run_folder
 
 SAME_ON_RESUME = [  # flags that a run keeps to its end
     *("model", "n_layer", "n_head", "n_embd", "dropout", "no_pos", "no_res", "max_seq_len", "windows", "batchsize"),
@@ -65,13 +65,6 @@ def trained_of(model: GPT, vocabulary: Vocabulary, title: tuple[int, ...], data:
     weights = {name: weight.float().cpu().numpy() for name, weight in model.state_dict().items()}
     del weights["head.weight"]  # it is the token embedding
     return Trained(asdict(model.config), weights, vocabulary, title, data, measured)
-
-
-def check_same_data(trained: str, ckpt_path: str | Path, prepared: str, data_root: str | Path) -> None:
-    """Raises UserError if the fingerprint of what a run was trained on is not that of the data set."""
-    if trained and trained != prepared:
-        changed = f"{ckpt_path} was trained on another text than {data_root} holds now"
-        raise UserError(f"{changed}: give its --data_root, prepare that text again, or train again")
 
 
 def begin_with(model: GPT, ckpt_path: str, data_root: str) -> None:

@@ -21,7 +21,7 @@ EMA_HELP = (
     "(1 + n)/(10 + n) as long as that is less; 0: no average"
 )
 INIT_HELP = (
-    "begin with the weights of the best.pt of another run, of the same sizes and vocabulary (prepare.py --vocabulary), "
+    "begin with the weights of another run, of the same sizes and vocabulary (prepare.py --vocabulary), "
     "and a fresh optimizer; a shorter window takes its first positions, in a longer one those that it lacks begin anew"
 )
 ACCUM_HELP = "compute each batch in this many parts, one after another: without dropout the same result, in less memory"

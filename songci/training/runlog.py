@@ -1,7 +1,6 @@
 """The folder of a training run: config.json, log.csv, and its curves, as a picture and for TensorBoard."""
 
 import csv
-import glob
 import json
 import platform
 import subprocess
@@ -13,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 
-from songci.cli import UserError, atomic_write
+from songci.cli import UserError, atomic_write, only_process, remove_leftovers
 from songci.corpus.vocabulary import read_sha256
 from songci.runs import BEST, as_gpt, load_trained, perplexity
 
@@ -43,13 +41,10 @@ def own_folder(folder: Path, resume: bool, overwrite: bool) -> Iterator[None]:
     Raises UserError if another run is at work there, or if one would be lost unasked.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            if any((folder / name).exists() for name in RUN_FILES) and not (resume or overwrite):
-                raise UserError(f"{folder} holds a run already: go on with --resume, or start again with --overwrite")
-            yield
-    except Timeout:
-        raise UserError(f"another training is at work in {folder}: give another --ckpt_path") from None
+    with only_process(folder, f"another training is at work in {folder}: give another --ckpt_path"):
+        if any((folder / name).exists() for name in RUN_FILES) and not (resume or overwrite):
+            raise UserError(f"{folder} holds a run already: go on with --resume, or start again with --overwrite")
+        yield
 
 
 def begin_folder(folder: Path, resume: bool, settings: dict, data_root: Path) -> None:
@@ -57,9 +52,7 @@ def begin_folder(folder: Path, resume: bool, settings: dict, data_root: Path) ->
 
     The half-written files of a run that was killed are removed in any case.
     """
-    for name in [*RUN_FILES, "config.json", "forms.json"]:
-        for path in folder.glob(f".{glob.escape(name)}.*"):
-            path.unlink(missing_ok=True)
+    remove_leftovers(folder, [*RUN_FILES, "config.json", "forms.json"])
     if (data_root / "forms.json").is_file():  # so that the run writes poems in form without its data
         with atomic_write(folder / "forms.json") as file:
             file.write((data_root / "forms.json").read_bytes())

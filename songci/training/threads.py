@@ -8,8 +8,6 @@ way.
 
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from threading import Event, Thread
@@ -18,28 +16,9 @@ import torch
 
 import songci
 
-MANY = 32  # texts at once: for these a second thread gains half of the speed and more
-LARGE = 256  # channels: from here on it does so for any number
 STAT = Path("/proc/stat")  # of Linux
 INTERVAL = 0.5  # seconds between looks at the machine
 ENOUGH = 0.3  # of a core, in use by other programs
-
-
-@contextmanager
-def threads_for(model: torch.nn.Module, texts: int) -> Iterator[None]:
-    """Within `with`, one thread to write a few texts with a small model, and all for more.
-
-    For a few, a second thread gains up to a third idle, and costs as much beside a busy program. A number that the user
-    has set stays.
-    """
-    before = torch.get_num_threads()
-    if "OMP_NUM_THREADS" not in os.environ and model.config.n_embd < LARGE and texts < MANY:
-        torch.set_num_threads(1)
-    considerate_threads(torch.get_num_threads())
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @cache

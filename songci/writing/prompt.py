@@ -1,59 +1,11 @@
-"""What a user writes, in the way of the corpus: its characters, its marks, its names of tunes."""
+"""What --start stands for, and what a text can begin with if nothing is given."""
 
-import re
-import sys
 from pathlib import Path
 
 from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
-from songci.forms.poems import MARKS, TITLE, split_title
+from songci.forms.poems import TITLE
 from songci.text import read_text
-
-
-def as_in_corpus(text: str, vocabulary: Vocabulary) -> str:
-    """The text with what the corpus lacks put into what it has, as far as that can be; said on stderr.
-
-    A traditional character becomes its simplified form, a mark the corpus's mark of that kind, another name of a tune
-    the corpus's; a subject that cannot be written is left out of its title. What is unknown then is left as it is.
-    """
-    known = set(vocabulary.chars)
-    text = re.sub(r"^＋＋＋", "+++", text, flags=re.MULTILINE) if "＋" not in known else text
-    unknown = dict.fromkeys(char for char in text if char not in known)
-    own_marks = {kind: char for char, kind in reversed(MARKS.items()) if char in known}
-    marks = {char: own_marks[MARKS[char]] for char in unknown if MARKS.get(char) in own_marks}
-    simplified = {char: simple for char, simple in _simplified(unknown).items() if simple in known}
-    for kind, changes in (("marks", marks), ("traditional characters", simplified)):
-        if changes:
-            told = ", ".join(f"{old} → {new}" for old, new in list(changes.items())[:10])
-            print(f"{kind} that the corpus lacks: {told}", file=sys.stderr)
-    text = text.translate(str.maketrans(marks | simplified))
-    titles = re.compile(f"^{TITLE.pattern}", re.MULTILINE)
-    return titles.sub(lambda line: _title(line[0], known, vocabulary.aliases), text)
-
-
-def _simplified(chars: dict[str, None]) -> dict[str, str]:
-    """{character: its simplified form} for those that have one."""
-    chinese = [char for char in chars if char >= "\u3400" and char.isalpha()]
-    if not chinese:
-        return {}
-    from opencc import OpenCC  # here, because it reads dictionaries
-
-    convert = OpenCC("t2s").convert
-    return {char: simple for char in chinese if (simple := convert(char)) != char}
-
-
-def _title(line: str, known: set[str], aliases: dict[str, str]) -> str:
-    """A title line as the corpus has it."""
-    tune, subject = split_title(line)
-    rest = line[line.index(tune) + len(tune) :] if tune else ""
-    if tune in aliases:
-        print(f"{tune} is another name of {aliases[tune]}, which the corpus uses", file=sys.stderr)
-        tune = aliases[tune]
-    if not set(rest) <= known:
-        if subject:
-            print(f"the subject {subject!r} has characters that the corpus lacks, and is left out", file=sys.stderr)
-        rest = ""
-    return f"+++{tune}{rest}"
 
 
 def read_start(start: str) -> str:
