@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from songci.cli import UserError
+from songci.corpus.spelling import learn_spelling
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms import __main__ as forms_command
 from songci.forms import stanzas
@@ -40,9 +41,8 @@ SHORT = form("3。2，3。", "aa", 5)
 LONG = form("3。2，4。1。", "aa-", 3, pauses=frozenset({(2, 1)}), breaks=frozenset({0}))
 COUPLET = form("2。2。", "aa")
 FORMS = Forms({"小令": [SHORT, LONG]}, {"东": 0, "红": 0, "风": 0, "月": 1, "雪": 1}, {"东": 0.9, "月": 0.1})
-KNOWN = Vocabulary(
-    "".join(sorted({*"+\n。，、·小令酹江月念奴娇清平乐春东红风雪一二三四五六七八"})), {"酹江月": "念奴娇", "重": "轻"}
-)
+OF_KNOWN = "".join(sorted({*"+\n。，、·小令酹江月念奴娇清平乐春东红风雪一二三四五六七八"}))
+KNOWN = Vocabulary(OF_KNOWN, {"酹江月": "念奴娇", "重": "轻"}, learn_spelling(OF_KNOWN))
 
 
 def poems_of(text: str) -> list[tuple[str, str]]:
@@ -90,6 +90,7 @@ def test_a_subject_may_stand_in_brackets(title):
         ("+++酹江月·春", "+++念奴娇·春", "酹江月 is another name of 念奴娇"),
         ("酹江月", "酹江月", ""),
         ("+++念奴娇\n春，東西", "+++念奴娇\n春，东西", "東 → 东"),
+        ("+++念奴娇\n萅風", "+++念奴娇\n春风", "萅 → 春, 風 → 风"),
         ("+++酹江月亮", "+++酹江月亮", ""),
         ("+++清", "+++清", ""),
         ("\n", "\n", ""),
