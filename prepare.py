@@ -20,6 +20,7 @@ import hashlib
 import pickle
 import re
 from collections import Counter
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import BinaryIO
@@ -87,6 +88,8 @@ def prepare(
     vocabulary = Vocabulary("".join(chars), aliases, spelling)
     # What was learned from a poem that the cut goes through would be wrong: the last one is left out.
     forms = learn(list(read_poems(train_data[:MAX_FORM_CHARACTERS]))[:-1])
+    unseen = {tune for tune, _ in read_poems(val_data[:MAX_FORM_CHARACTERS])} - forms.tunes.keys()
+    forms = replace(forms, unseen=frozenset(unseen))
 
     for name in ("input.txt", *FILES, "forms.json"):
         for left in folder.glob(f".{name}.*"):  # by atomic_write() in a run that was killed

@@ -713,6 +713,34 @@ def test_a_start_an_acrostic_or_a_rhyme_that_no_form_can_keep_is_said(start, wis
         writer_of(FormRules(forms_of(*known), VOCABULARY, *wishes), start)
 
 
+UNSEEN = replace(forms_of(COUPLET), unseen=frozenset({"落梅"}))
+
+
+def test_of_a_tune_of_the_validation_split_alone_it_is_said_that_the_training_split_has_no_poem(tmp_path, call):
+    words = "no form is known of the tune '落梅': the training split has no poem of it"
+    with pytest.raises(UserError, match=f"{words}$"):
+        writer_of(FormRules(UNSEEN, VOCABULARY), "+++落梅\n")
+    root = prepared(tmp_path / "data", tuned_text(60) + "+++落梅\n春东。\n\n" * 4)
+    assert Forms.load(root).unseen == {"落梅"}
+    (tmp_path / "poem.txt").write_text("+++落梅\n春东。\n+++某\n春。\n", encoding="utf-8")
+    _, out, _ = call(forms_command, "--data_root", root, "--check", tmp_path / "poem.txt")
+    assert out.count("no form is known of this tune") == 2 and out.count("the training split has no poem of it") == 1
+
+
+def test_of_such_a_tune_a_text_that_is_given_stands_as_far_as_it_goes(capsys):
+    """Its blanks are written, its marks and lines kept, and there the poem ends; without blanks nothing is written."""
+    a, b, c, d, *_ = CLASSES
+    rules = FormRules(UNSEEN, VOCABULARY)
+    for body, rest in ((f"{a}□、{b}，□□。\n{c}□{d}。", f".、{b}，..。\n{c}.{d}。"), (f"{a}{b}。{c}", "。")):
+        for seed in range(4):
+            poem = written(rules, random.Random(seed), start := f"+++落梅\n{body}")
+            assert re.fullmatch(rest, poem.removeprefix(start)), poem
+    told = "the training split has no poem of 落梅: it has the form of the text that is given\n"
+    assert capsys.readouterr().err == 2 * told
+    with pytest.raises(UserError, match=f"no template of 落梅 has --rhyme {a} with the text that is given"):
+        writer_of(FormRules(UNSEEN, VOCABULARY, "", a), f"+++落梅\n{b}□。")
+
+
 def test_of_a_class_of_both_tones_only_the_characters_of_the_places_tone_rhyme_there():
     a, b, c, *_ = CLASSES
     mixed = dict.fromkeys((a, b, c), 0)

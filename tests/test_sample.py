@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -139,6 +140,16 @@ def test_an_alias_works_on_the_command_line(sampled, tuned_root, tmp_path):
     meta = pickle.loads((data / "meta.pkl").read_bytes()) | {"aliases": {"别名": "清平乐"}}
     (data / "meta.pkl").write_bytes(pickle.dumps(meta))
     assert sampled("--start", "+++别名", "--num_samples", 1, "--max_new_tokens", 0, root=data) == "+++清平乐\n"
+
+
+def test_of_a_tune_that_the_training_split_lacks_a_draft_is_filled(sampled, tuned_root, tmp_path):
+    data = shutil.copytree(tuned_root, tmp_path / "data")
+    forms = json.loads((data / "forms.json").read_text(encoding="utf-8")) | {"unseen": ["如乐"]}
+    (data / "forms.json").write_text(json.dumps(forms), encoding="utf-8")
+    draft = ["--start", "+++如乐\n东□，□红。□□、□。", "--form", "--num_samples", 3]
+    assert all(re.fullmatch(r"\+\+\+如乐\n东.，.红。..、.。", text) for text in stripped(sampled(*draft, root=data)))
+    lines = sampled(*draft, "--format", "jsonl", root=data).splitlines()
+    assert len(lines) == 3 and all(json.loads(line)["text"].startswith("+++如乐\n东") for line in lines)
 
 
 BOUNDS = (
