@@ -11,7 +11,7 @@ Reads DATA_ROOT/input.txt, any UTF-8 text, and writes beside it
 
 Two corpora are made first if they are not there, fetched with npm or from GitHub and cleaned. data/quansongci, the
 default, is 全宋词, the Complete Song Ci; its stanzas, which the source does not tell, are inferred. data/shi is the shi
-(诗) of Tang and Song, ten times as long, with the kind of each poem as its title, such as +++七言律诗, and in the
+(诗) of Tang and Song, nine times as long, with the kind of each poem as its title, such as +++七言律诗, and in the
 spelling of the folder that --vocabulary names.
 """
 
