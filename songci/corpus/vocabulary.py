@@ -21,11 +21,13 @@ DEFAULT_DATA_ROOT = "data/quansongci"
 class Vocabulary:
     """The characters of a corpus; a character's token id is its place in `chars`.
 
-    aliases: other names of tunes → the canonical name that the corpus uses.
+    aliases: other names of tunes → the name that the corpus uses. spelling: characters that others write → those that
+    the corpus has for them; see songci/corpus/spelling.py.
     """
 
     chars: str
     aliases: dict[str, str] = field(default_factory=dict)
+    spelling: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.chars)
@@ -74,11 +76,12 @@ def read_meta(path: Path) -> tuple[Vocabulary, list[int] | None, str | None]:
         chars = "".join(meta["stoi"])
         ids = range(len(chars))
         whole = meta["vocab_size"] == len(chars) > 0 and meta["stoi"] == dict(zip(chars, ids, strict=True))
-        aliases = meta.get("aliases", {})
+        aliases, spelling = meta.get("aliases", {}), meta.get("spelling", {})
         if not (whole and meta["itos"] == dict(zip(ids, chars, strict=True))):
             raise ValueError("vocab_size, stoi and itos disagree")
-        "".join([chars, *aliases, *aliases.values()]).encode()  # raises for surrogates and for what is no text
-        return Vocabulary(chars, dict(aliases)), meta.get("lengths"), meta.get("sha256")
+        names = [*aliases, *aliases.values(), *spelling, *spelling.values()]
+        "".join([chars, *names]).encode()  # raises for surrogates and for what is no text
+        return Vocabulary(chars, dict(aliases), dict(spelling)), meta.get("lengths"), meta.get("sha256")
     except OSError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
