@@ -120,6 +120,11 @@ def test_every_package_that_is_imported_is_in_the_requirements():
     assert foreign - listed <= {"tensorboard", "numba"} & optional | page
 
 
+def test_what_decides_data_and_results_is_pinned():
+    pinned = re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {"torch", "opencc"} <= {*pinned}  # of numpy and networkx, requirements.txt says why not
+
+
 def test_a_package_that_a_python_may_lack_is_imported_by_the_tests_that_need_it_alone():
     """They say why they are skipped; an import would end all tests of a file."""
     lines = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
