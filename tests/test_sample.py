@@ -110,7 +110,7 @@ def test_nothing_heavy_is_imported(tuned_root, tuned_ckpt):
     heavy = {"matplotlib", "transformers", "bertviz", "pandas", "torch._dynamo"}
     arguments = [*map(str, flags(tuned_root, tuned_ckpt, "--num_samples", 1, "--max_new_tokens", 20))]
     code = f"import sys; sys.argv[1:] = {arguments}; import sample; sample.main(); print({heavy} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.endswith("\nset()\n")
 
 
@@ -119,7 +119,7 @@ def test_ctrl_c_keeps_what_was_printed_and_ends_with_130(tuned_root, tuned_ckpt)
     arguments = flags(tuned_root, tuned_ckpt, "--num_samples", 10**6, "--batch", 2, "--max_new_tokens", 20)
     command = [sys.executable, str(ROOT / "sample.py"), *map(str, arguments)]
     # As from a terminal: what is started in the background inherits that Ctrl-C is ignored
-    way = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "text": True}
+    way = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "encoding": "utf-8"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **way)
     try:
         first = [process.stdout.readline() for _ in range(5)]

@@ -15,6 +15,10 @@ from songci.cli import UserError
 from songci.text import decode
 
 DEFAULT_DATA_ROOT = "data/quansongci"
+FETCHED = {  # folders that a fresh clone lacks, and what makes them
+    DEFAULT_DATA_ROOT: "python prepare.py (or make demo)",
+    "data/shi": f"python prepare.py --data_root data/shi --vocabulary {DEFAULT_DATA_ROOT}",
+}
 
 
 @dataclass(frozen=True)
@@ -183,12 +187,14 @@ def check_same_vocabulary(trained: Vocabulary, ckpt_path, prepared: Vocabulary, 
 
 
 def existing_folder(data_root: str | Path) -> Path:
-    """`data_root` as a path. Raises UserError if it is no folder, with the name that was probably meant."""
+    """`data_root` as a path. Raises UserError if it is no folder, with the command or the name that is missing."""
     folder = Path(data_root)
     if folder.is_dir():
         return folder
     if folder.is_file():
         raise UserError(f"{data_root} is a file: give its folder, {folder.parent}")
+    if command := FETCHED.get(folder.as_posix()):
+        raise UserError(f"no data folder {data_root} yet: run {command} first")
     siblings = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
     close = difflib.get_close_matches(str(folder), {*siblings, str(Path(DEFAULT_DATA_ROOT))}, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
