@@ -5,12 +5,14 @@ Reads DATA_ROOT/input.txt, any UTF-8 text, and writes beside it
   train.bin, val.bin   the first 90 % and the last 10 % of the text as token ids (little-endian uint16,
                        or uint32 for more than 65,535 different characters)
   forms.json           what each tune demands, learned from the training split; see songci/forms
-  meta.pkl             the vocabulary: vocab_size, stoi, itos (and aliases, other names of tunes); and what belongs to
-                       it: lengths, the number of tokens in train.bin and val.bin, and sha256, that of input.txt
+  meta.pkl             the vocabulary: vocab_size, stoi, itos (and aliases, other names of tunes, and spelling, other
+                       spellings of characters); and what belongs to it: lengths, the number of tokens in train.bin and
+                       val.bin, and sha256, that of input.txt
 
 Two corpora are made first if they are not there, fetched with npm or from GitHub and cleaned. data/quansongci, the
 default, is 全宋词, the Complete Song Ci; its stanzas, which the source does not tell, are inferred. data/shi is the shi
-(诗) of Tang and Song, nine times as long, with the kind of each poem as its title, such as +++七言律诗.
+(诗) of Tang and Song, nine times as long, with the kind of each poem as its title, such as +++七言律诗, and in the
+spelling of the folder that --vocabulary names.
 """
 
 import contextlib
@@ -18,13 +20,15 @@ import hashlib
 import pickle
 import re
 from collections import Counter
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import BinaryIO
 
 from songci.cli import ArgumentParser, UserError, atomic_write, only_process, remove_leftovers, run
 from songci.corpus import quansongci, shi
-from songci.corpus.chinese_poetry import as_text, obtain
+from songci.corpus.chinese_poetry import as_text, kept_text, obtain
+from songci.corpus.spelling import described, learn_spelling
 from songci.corpus.vocabulary import (
     DEFAULT_DATA_ROOT,
     Vocabulary,
@@ -36,14 +40,13 @@ from songci.corpus.vocabulary import (
     read_meta,
 )
 from songci.forms.learn import learn
-from songci.forms.names import misprints
+from songci.forms.names import named
 from songci.forms.poems import read_poems
 from songci.forms.stanzas import in_stanzas
 from songci.forms.templates import Forms
 
 NO_FORMS = "no forms: no poems under +++ titles"
 NO_TONES = "; no tones: the poems are too few, or too irregular, to tell them"
-CORPORA = {"quansongci": quansongci, "shi": shi}  # by the name of their folder
 FILES = ("meta.pkl", "train.bin", "val.bin")
 # At the start of the training split, to learn forms from: twice 全宋词, a dozen seconds
 MAX_FORM_CHARACTERS = 4 * 10**6
@@ -64,14 +67,15 @@ def prepare(
 
 def tokenise(folder: Path, source_url: str | None, vocabulary_of: str | Path | None) -> tuple[Vocabulary, int, int]:
     """prepare(), in a folder where no other process writes."""
-    text, sha256, aliases = find_text(folder, source_url)
+    other = None if vocabulary_of is None else load_vocabulary(vocabulary_of)
+    text, sha256, aliases, spelling = find_text(folder, source_url, other.spelling if other else {})
     data = text
 
     # get all the unique characters that occur in this text
     chars = sorted(distinct(data))  # sorted(set(data)), which takes 12 s for a gigabyte, in 1 s
-    if vocabulary_of is not None:
-        other = load_vocabulary(vocabulary_of)
-        chars, aliases, data = list(other.chars), other.aliases, within(data, set(other.chars), vocabulary_of)
+    if other is not None:
+        chars, aliases, spelling = list(other.chars), other.aliases, other.spelling
+        data = within(data, set(chars), vocabulary_of)
     vocab_size = len(chars)
 
     # create a mapping from characters to integers
@@ -87,15 +91,17 @@ def tokenise(folder: Path, source_url: str | None, vocabulary_of: str | Path | N
         raise UserError(f"{folder / 'input.txt'} has {n} characters, too few to split into training and validation")
     lengths = [len(train_data), len(val_data)]
     meta = {"vocab_size": vocab_size, "stoi": stoi, "itos": itos}
-    meta |= {"aliases": aliases, "lengths": lengths, "sha256": sha256}
-    vocabulary = Vocabulary("".join(chars), aliases)
+    meta |= {"aliases": aliases, "spelling": spelling, "lengths": lengths, "sha256": sha256}
+    vocabulary = Vocabulary("".join(chars), aliases, spelling)
     # What was learned from a poem that the cut goes through would be wrong: the last one is left out.
     forms = learn(list(read_poems(train_data[:MAX_FORM_CHARACTERS]))[:-1])
+    unseen = {tune for tune, _ in read_poems(val_data[:MAX_FORM_CHARACTERS])} - forms.tunes.keys()
+    forms = replace(forms, unseen=frozenset(unseen))
 
     remove_leftovers(folder, ["input.txt", *FILES, "forms.json"])
     with contextlib.ExitStack() as files:
         # They take their names when all are written, in reverse order: meta.pkl after all that it tells of. Only a
-        # text that was fetched comes later, for its aliases are in meta.pkl alone.
+        # text that was fetched comes later, for its aliases and its spelling are in meta.pkl alone.
         if not (folder / "input.txt").exists():
             files.enter_context(atomic_write(folder / "input.txt")).write(text.encode())
         meta_file, train_file, val_file = (files.enter_context(atomic_write(folder / name)) for name in FILES)
@@ -117,31 +123,48 @@ def find_folder(folder: Path) -> Path:
     return folder
 
 
-def find_text(folder: Path, source_url: str | None) -> tuple[str, str, dict[str, str]]:
-    """The text to learn, its file's SHA-256, and other names of its tunes."""
+def find_text(
+    folder: Path, source_url: str | None, spelling_of_other: dict[str, str]
+) -> tuple[str, str, dict[str, str], dict[str, str]]:
+    """The text to learn, its file's SHA-256, other names of its tunes, and its spelling.
+
+    If the folder is of CORPORA, the text is made, a corpus of another spelling in spelling_of_other.
+    """
+    corpus, titles = CORPORA.get(folder.name, (None, None))
     if (folder / "input.txt").exists():
-        aliases = {}
+        text, sha256 = read_corpus(folder / "input.txt")
+        old = Vocabulary("")
         with contextlib.suppress(UserError, FileNotFoundError):  # a damaged one is about to be replaced
-            aliases = read_meta(folder / "meta.pkl")[0].aliases  # input.txt does not hold them
-        return *read_corpus(folder / "input.txt"), aliases
-    corpus = CORPORA[folder.name]
-    poems, aliases, dropped = corpus.clean(obtain(corpus.SOURCE, folder, source_url))
+            old = read_meta(folder / "meta.pkl")[0]  # input.txt does not hold what it tells
+        return text, sha256, old.aliases, (corpus and old.spelling) or learn_spelling(text)
+    poems, dropped, notes = corpus.clean(obtain(corpus.SOURCE, folder, source_url), spelling_of_other)
     print(f"{corpus.SOURCE.name}: {len(poems) + dropped.total():,} poems, {len(poems):,} kept; dropped:")
     print("\n".join(f"  {count:6,}  {reason}" for reason, count in dropped.most_common()))
-    if corpus is quansongci:
-        poems, aliases = mended(poems, aliases)
-    data = as_text(poems)
-    return data, hashlib.sha256(data.encode()).hexdigest(), aliases
+    titled, aliases, more = titles(poems)
+    for what, counts in (notes | more).items():
+        told = ", ".join(f"{how} ({count})" for how, count in counts.most_common(12))
+        print(f"  {counts.total():,} poems under {what}: {told}{', …' if len(counts) > 12 else ''}")
+    data = as_text(titled)
+    others = kept_text(corpus.SPELLED_OTHERWISE, folder) if corpus.SPELLED_OTHERWISE else ""
+    spelling = learn_spelling(data, others)
+    if others:
+        print(f"  {described(spelling, data, others)}")
+    return data, hashlib.sha256(data.encode()).hexdigest(), aliases, spelling
 
 
-def mended(poems: list[tuple[str, str]], aliases: dict[str, str]) -> tuple[list[tuple[str, str]], dict[str, str]]:
-    """全宋词's poems and other names of tunes, without misprints in names and with a line a stanza."""
-    wrong = misprints(poems)
-    counts = Counter(tune for tune, _ in poems if tune in wrong)
-    print(f"  {counts.total():,} poems under misprinted names of tunes: ", end="")
-    print(", ".join(f"{name} → {tune} ({counts[name]})" for name, tune in wrong.items()))
-    poems = in_stanzas([(wrong.get(tune, tune), text) for tune, text in poems])
-    return poems, {name: wrong.get(tune, tune) for name, tune in aliases.items()}
+def tunes(poems: list[tuple[str, str, str]]) -> tuple[list[tuple[str, str]], dict[str, str], dict[str, Counter]]:
+    """named(), with a line a stanza."""
+    titled, aliases, notes = named(poems)
+    return in_stanzas(titled), aliases, notes
+
+
+def kinds(poems: list[tuple[str, str, str]]) -> tuple[list[tuple[str, str]], dict[str, str], dict[str, Counter]]:
+    """Poems whose titles are no names of tunes, as they are."""
+    return [(kind, text) for _, kind, text in poems], {}, {}
+
+
+# By the name of their folder: where they come from, and what is made of their titles
+CORPORA = {"quansongci": (quansongci, tunes), "shi": (shi, kinds)}
 
 
 def within(data: str, chars: set[str], vocabulary_of: str | Path) -> str:

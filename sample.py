@@ -177,7 +177,10 @@ ALTERNATIVES_HELP = (
 TEMPERATURE_HELP = "0: always the likeliest character; 1: the probabilities as learned"
 TOP_K_HELP = "choose among this many of the likeliest characters"
 TOP_P_HELP = "choose among the likeliest characters that together reach this probability; if left out, all"
-PENALTY_HELP = f"against repetition, 1: none; if left out, {FORM_CONTROLS.repetition_penalty} with --form, else 1"
+PENALTY_HELP = (
+    "against the repetition of characters, not of marks and line ends; 1: none; "
+    f"if left out, {FORM_CONTROLS.repetition_penalty} with --form, else 1"
+)
 
 
 def load(args) -> tuple[Trained, Model]:

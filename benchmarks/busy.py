@@ -34,7 +34,9 @@ def speed(task: str, way: str) -> float:
         command = [*command, "--preset", "mini", "--texts", str(TEXTS[way])]
     script, *flags = command
     env = {**os.environ, **env}
-    done = subprocess.run([sys.executable, HERE / script, *flags], capture_output=True, text=True, check=True, env=env)
+    done = subprocess.run(
+        [sys.executable, HERE / script, *flags], capture_output=True, encoding="utf-8", check=True, env=env
+    )
     result = json.loads(done.stdout.splitlines()[-1])
     return result if task == "training" else TEXTS[way] * int(flags[flags.index("--tokens") + 1]) / result[0]
 

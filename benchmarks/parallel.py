@@ -58,7 +58,7 @@ def measured(processes: int, args) -> dict:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     command = [*launcher, __file__, "--worker", "--flags", args.flags, "--steps", str(args.steps)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, env=env)
     return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
 
 

@@ -74,7 +74,7 @@ def main() -> None:
         size, measured, bins = (folder / "input.txt").stat().st_size / 1e6, {}, {}
         for way in WAYS:
             done = subprocess.run(
-                [sys.executable, __file__, "--one", way, name], capture_output=True, text=True, check=True
+                [sys.executable, __file__, "--one", way, name], capture_output=True, encoding="utf-8", check=True
             )
             measured[way] = json.loads(done.stdout.splitlines()[-1])
             bins[way] = [(folder / f).read_bytes() for f in ("train.bin", "val.bin")] if way != "interpreter" else []

@@ -139,7 +139,7 @@ def main() -> None:
         command = [sys.executable, __file__, "--one", name, str(seed), "--data_root", args.data_root]
         command += ["--out", args.out, "--iters", str(args.iters)]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, env=env)
         results.setdefault(name, {})[str(seed)] = json.loads(done.stdout.splitlines()[-1])
         print(f"{name}, seed {seed}: {results[name][str(seed)]}", flush=True)
         path.write_text(json.dumps(results, indent=1), encoding="utf-8")

@@ -115,7 +115,7 @@ def table(args) -> None:
                 part = min(texts, 2) if way == "plain loop" else texts
                 command = [sys.executable, __file__, "--part", "one", "--way", way, "--preset", preset]
                 command += ["--texts", str(part), "--tokens", str(args.tokens)]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
+                done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
                 seconds, memory = json.loads(done.stdout.splitlines()[-1])
                 measured[way] = (part * args.tokens / seconds, memory)
             for way, (speed, memory) in measured.items():

@@ -146,7 +146,7 @@ def quality(args) -> None:
         for name in names:
             command = [sys.executable, __file__, "--part", "run", "--name", name, "--seed", str(seed)]
             command += ["--iters", str(args.iters), "--data_root", args.data_root]
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
             results.append(json.loads(done.stdout.splitlines()[-1]))
             shown = {k: round(v, 1) for k, v in results[-1].items() if k not in ("name", "seed", "curve")}
             print(f"seed {seed}, {name}: {shown}", flush=True)
@@ -234,7 +234,7 @@ def growth(args) -> None:
     for preset, batchsize, seq_len in [*cases, ("small", 16, 64), ("base", 16, 64)]:
         flags = ["--model", preset, "--batchsize", batchsize, "--max_seq_len", seq_len, "--dropout", 0]
         command = [sys.executable, __file__, "--part", "one", "--data_root", args.data_root, "--flags"]
-        done = subprocess.run([*command, json.dumps(flags)], capture_output=True, text=True, check=True)
+        done = subprocess.run([*command, json.dumps(flags)], capture_output=True, encoding="utf-8", check=True)
         seconds, memory = json.loads(done.stdout.splitlines()[-1])
         each = 1e6 * seconds / (batchsize * seq_len)
         print(f"| {preset} | {batchsize} | {seq_len} | {1e3 * seconds:.0f} | {each:.1f} | {memory:.0f} |")

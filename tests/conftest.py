@@ -5,12 +5,17 @@ import os
 
 # Before torch comes in: small models gain nothing from threads, and lose much when another program takes a core.
 os.environ["OMP_NUM_THREADS"] = "1"
+# The tests' own servers are on this machine: a proxy that the environment names is not to be asked for them.
+for _name in ("no_proxy", "NO_PROXY"):
+    os.environ[_name] = ",".join(filter(None, [os.environ.get(_name), "127.0.0.1", "localhost"]))
 
 import random
 import re
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -26,7 +31,8 @@ from songci import cli, fonts
 ROOT = Path(__file__).parent.parent
 
 TINY = ["--n_layer", "2", "--n_head", "2", "--n_embd", "16", "--max_seq_len", "16", "--batchsize", "4"]
-QUICK = ["--iters", "12", "--eval_interval", "4", "--eval_iters", "2", "--device", "cpu"]
+# float32, since auto measures the machine anew for each run, and a busy machine can turn it
+QUICK = ["--iters", "12", "--eval_interval", "4", "--eval_iters", "2", "--device", "cpu", "--dtype", "float32"]
 HAN = [chr(0x4E00 + 7 * i) for i in range(120)]
 
 
@@ -168,6 +174,14 @@ def run_script(name: str, *args, cwd: Path = ROOT, **env) -> subprocess.Complete
     program = [str(ROOT / name)] if name.endswith(".py") else ["-m", name]
     command, env = [sys.executable, *program, *map(str, args)], {**os.environ, "PYTHONPATH": str(ROOT), **env}
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, encoding="utf-8", timeout=300)
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
+    """Waits until happened() is true, and fails if that takes longer."""
+    end = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < end, f"it did not happen within {seconds} s"
+        time.sleep(0.02)
 
 
 def prepared(folder: Path, text: str) -> Path:

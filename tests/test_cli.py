@@ -173,7 +173,7 @@ def test_a_process_alone_has_the_folder_until_it_ends_even_by_a_kill(tmp_path):
 def start(code: str, **streams) -> subprocess.Popen:
     """Python, whose buffer is not to be complained of at the end."""
     env, command = {**os.environ, "PYTHONUNBUFFERED": ""}, [sys.executable, "-c", f"from songci import cli; {code}"]
-    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stderr=subprocess.PIPE, **streams)
+    return subprocess.Popen(command, cwd=ROOT, env=env, encoding="utf-8", stderr=subprocess.PIPE, **streams)
 
 
 @pytest.mark.parametrize("lines", [1, 100_000])  # 1: it stays in the buffer to the end

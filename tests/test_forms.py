@@ -13,6 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from songci.cli import UserError
+from songci.corpus.spelling import learn_spelling
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms import __main__ as forms_command
 from songci.forms import stanzas
@@ -40,9 +41,8 @@ SHORT = form("3。2，3。", "aa", 5)
 LONG = form("3。2，4。1。", "aa-", 3, pauses=frozenset({(2, 1)}), breaks=frozenset({0}))
 COUPLET = form("2。2。", "aa")
 FORMS = Forms({"小令": [SHORT, LONG]}, {"东": 0, "红": 0, "风": 0, "月": 1, "雪": 1}, {"东": 0.9, "月": 0.1})
-KNOWN = Vocabulary(
-    "".join(sorted({*"+\n。，、·小令酹江月念奴娇清平乐春东红风雪一二三四五六七八"})), {"酹江月": "念奴娇", "重": "轻"}
-)
+OF_KNOWN = "".join(sorted({*"+\n。，、·小令酹江月念奴娇清平乐春东红风雪一二三四五六七八"}))
+KNOWN = Vocabulary(OF_KNOWN, {"酹江月": "念奴娇", "重": "轻"}, learn_spelling(OF_KNOWN))
 
 
 def poems_of(text: str) -> list[tuple[str, str]]:
@@ -90,6 +90,7 @@ def test_a_subject_may_stand_in_brackets(title):
         ("+++酹江月·春", "+++念奴娇·春", "酹江月 is another name of 念奴娇"),
         ("酹江月", "酹江月", ""),
         ("+++念奴娇\n春，東西", "+++念奴娇\n春，东西", "東 → 东"),
+        ("+++念奴娇\n萅風", "+++念奴娇\n春风", "萅 → 春, 風 → 风"),
         ("+++酹江月亮", "+++酹江月亮", ""),
         ("+++清", "+++清", ""),
         ("\n", "\n", ""),
@@ -710,6 +711,34 @@ def test_a_start_an_acrostic_or_a_rhyme_that_no_form_can_keep_is_said(start, wis
     known = [COUPLET]
     with pytest.raises(UserError, match=re.escape(words)):
         writer_of(FormRules(forms_of(*known), VOCABULARY, *wishes), start)
+
+
+UNSEEN = replace(forms_of(COUPLET), unseen=frozenset({"落梅"}))
+
+
+def test_of_a_tune_of_the_validation_split_alone_it_is_said_that_the_training_split_has_no_poem(tmp_path, call):
+    words = "no form is known of the tune '落梅': the training split has no poem of it"
+    with pytest.raises(UserError, match=f"{words}$"):
+        writer_of(FormRules(UNSEEN, VOCABULARY), "+++落梅\n")
+    root = prepared(tmp_path / "data", tuned_text(60) + "+++落梅\n春东。\n\n" * 4)
+    assert Forms.load(root).unseen == {"落梅"}
+    (tmp_path / "poem.txt").write_text("+++落梅\n春东。\n+++某\n春。\n", encoding="utf-8")
+    _, out, _ = call(forms_command, "--data_root", root, "--check", tmp_path / "poem.txt")
+    assert out.count("no form is known of this tune") == 2 and out.count("the training split has no poem of it") == 1
+
+
+def test_of_such_a_tune_a_text_that_is_given_stands_as_far_as_it_goes(capsys):
+    """Its blanks are written, its marks and lines kept, and there the poem ends; without blanks nothing is written."""
+    a, b, c, d, *_ = CLASSES
+    rules = FormRules(UNSEEN, VOCABULARY)
+    for body, rest in ((f"{a}□、{b}，□□。\n{c}□{d}。", f".、{b}，..。\n{c}.{d}。"), (f"{a}{b}。{c}", "。")):
+        for seed in range(4):
+            poem = written(rules, random.Random(seed), start := f"+++落梅\n{body}")
+            assert re.fullmatch(rest, poem.removeprefix(start)), poem
+    told = "the training split has no poem of 落梅: it has the form of the text that is given\n"
+    assert capsys.readouterr().err == 2 * told
+    with pytest.raises(UserError, match=f"no template of 落梅 has --rhyme {a} with the text that is given"):
+        writer_of(FormRules(UNSEEN, VOCABULARY, "", a), f"+++落梅\n{b}□。")
 
 
 def test_of_a_class_of_both_tones_only_the_characters_of_the_places_tone_rhyme_there():

@@ -3,6 +3,7 @@
 import ast
 import graphlib
 import re
+import shutil
 import subprocess
 import sys
 from functools import cache
@@ -60,10 +61,17 @@ def test_the_top_level_shows_the_assignment_and_nothing_else():
     listed = "prepare.py model.py train.py sample.py hmm.py attnvis.ipynb README.md README.zh-CN.md LICENSE Makefile "
     listed += "pyproject.toml requirements.txt requirements-dev.txt requirements-page.txt "
     listed += "songci data docs tests benchmarks findings"
-    done = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
-    if done.returncode == 0:  # in a repository
-        tops = {line.split("/")[0] for line in done.stdout.splitlines()}
-        assert {top for top in tops if not top.startswith(".")} == set(listed.split())
+    assert {top for top in tops() if not top.startswith(".")} == set(listed.split())
+
+
+def tops() -> set[str]:
+    """The names at the top: those that git keeps; without git, as in a downloaded archive, all that are not ignored."""
+    if (ROOT / ".git").exists() and shutil.which("git"):
+        command = ["git", "-c", "safe.directory=*", "ls-files"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
+        return {line.split("/")[0] for line in done.stdout.splitlines()}
+    ignored = [line.strip("/") for line in (ROOT / ".gitignore").read_text(encoding="utf-8").splitlines()]
+    return {path.name for path in ROOT.iterdir() if not any(path.match(pattern) for pattern in ignored)}
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -109,6 +117,29 @@ def test_every_package_that_is_imported_is_in_the_requirements():
     foreign = {module.split(".")[0].replace("PIL", "pillow") for path in FILES for module in imports(path)}
     foreign -= sys.stdlib_module_names | SCRIPTS | {"songci"}
     assert foreign - listed <= {"tensorboard", "numba"} & optional | page
+
+
+def test_what_decides_data_and_results_is_pinned():
+    pinned = re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {"torch", "opencc"} <= {*pinned}  # of numpy and networkx, requirements.txt says why not
+
+
+def test_a_package_that_a_python_may_lack_is_imported_by_the_tests_that_need_it_alone():
+    """They say why they are skipped; an import would end all tests of a file."""
+    lines = (ROOT / "requirements-dev.txt").read_text(encoding="utf-8").splitlines()
+    conditional = {re.match(r"[\w-]+", line)[0].replace("-", "_") for line in lines if ";" in line.partition("#")[0]}
+    assert conditional == {"hmmlearn", "tshet_uinh"}
+    for path in ROOT.glob("tests/*.py"):
+        assert not {module.split(".")[0] for module in imports(path)} & conditional, path.name
+
+
+def test_what_another_program_says_is_read_in_a_named_encoding():
+    """text=True would take the system's, which on a Chinese Windows is GBK."""
+    for path in [*FILES, *ROOT.glob("tests/*.py"), *ROOT.glob("benchmarks/*.py")]:
+        for node in ast.walk(tree(path)):
+            if isinstance(node, ast.Call):
+                flags = {ast.unparse(keyword) for keyword in node.keywords}
+                assert not flags & {"text=True", "universal_newlines=True"}, f"{path.name}:{node.lineno}"
 
 
 POSIX_MODULES = {"fcntl", "grp", "posix", "pty", "pwd", "resource", "syslog", "termios", "tty"}

@@ -8,13 +8,12 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from conftest import RHYMES, ROOT, TUNES, run_script
+from conftest import RHYMES, ROOT, TUNES, run_script, wait_until
 from PIL import Image
 
 from songci.forms.templates import Forms
@@ -60,28 +59,25 @@ def test_the_picture_has_the_poem_from_right_to_left():
 
 @contextmanager
 def serving(data_root, workdirs):
-    """The address of the page, in a process of its own; what it says at the end is checked."""
+    """The address of the page, in a process of its own, behind a proxy that nobody has; what it says is checked."""
     pytest.importorskip("gradio", reason="gradio is not installed: requirements-page.txt")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "songci.page", "--no_browser", "--port", str(port)]
     command += ["--data_root", str(data_root), "--workdirs", str(workdirs)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(600):
-        try:
-            urllib.request.urlopen(address, timeout=1)
-            break
-        except OSError:
-            assert process.poll() is None, process.stdout.read()
-            time.sleep(0.1)
+    env = os.environ | {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "NO_PROXY": ""}
+    log, ready = workdirs / "page.log", f"http://127.0.0.1:{port}/: only this machine can open it; Ctrl-C ends it\n"
+    with log.open("w") as out:
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=subprocess.STDOUT)
     try:
-        yield address
+        wait_until(lambda: ready in log.read_text(encoding="utf-8") or process.poll() is not None)
+        assert process.poll() is None, log.read_text(encoding="utf-8")
+        yield f"http://127.0.0.1:{port}"
     finally:
         process.terminate()
-        said = process.communicate()[0]
-    assert "only this machine can open it" in said and "Traceback" not in said, said
+        process.wait(30)
+    assert "Traceback" not in log.read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -52,7 +52,7 @@ def test_every_page_but_the_results_stands_in_both_languages_and_the_readme_is_s
 @pytest.mark.parametrize(("english", "chinese"), PAIRS)
 def test_both_languages_show_the_same_commands_pictures_poems_and_sections(english, chinese):
     assert commands(english) == commands(chinese)
-    for pattern in (r"!\[.*?\]\((.*?)\)", r"^(#+) ", r"^\+\+\+.*\n.*"):
+    for pattern in (r"!\[.*?\]\((.*?)\)", r"^(#+) ", r"^\+\+\+.*\n.*", r"^\|.*[✓✗].*"):
         one, other = (re.findall(pattern, text_of(name), re.MULTILINE) for name in (english, chinese))
         assert one == other, pattern
     one, other = (set(re.findall(r"--\w+|test_\w+", text_of(name))) for name in (english, chinese))

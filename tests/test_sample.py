@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from songci.samples import read_start
 
 import sample
+from songci.corpus.vocabulary import load_vocabulary
 from songci.forms.templates import Forms
 from songci.training.checkpoint import load_model
 
@@ -108,7 +110,7 @@ def test_nothing_heavy_is_imported(tuned_root, tuned_ckpt):
     heavy = {"matplotlib", "transformers", "bertviz", "pandas", "torch._dynamo"}
     arguments = [*map(str, flags(tuned_root, tuned_ckpt, "--num_samples", 1, "--max_new_tokens", 20))]
     code = f"import sys; sys.argv[1:] = {arguments}; import sample; sample.main(); print({heavy} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
     assert done.stdout.endswith("\nset()\n")
 
 
@@ -117,7 +119,7 @@ def test_ctrl_c_keeps_what_was_printed_and_ends_with_130(tuned_root, tuned_ckpt)
     arguments = flags(tuned_root, tuned_ckpt, "--num_samples", 10**6, "--batch", 2, "--max_new_tokens", 20)
     command = [sys.executable, str(ROOT / "sample.py"), *map(str, arguments)]
     # As from a terminal: what is started in the background inherits that Ctrl-C is ignored
-    way = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "text": True}
+    way = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), "encoding": "utf-8"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **way)
     try:
         first = [process.stdout.readline() for _ in range(5)]
@@ -139,6 +141,22 @@ def test_an_alias_works_on_the_command_line(sampled, tuned_root, tmp_path):
     meta = pickle.loads((data / "meta.pkl").read_bytes()) | {"aliases": {"别名": "清平乐"}}
     (data / "meta.pkl").write_bytes(pickle.dumps(meta))
     assert sampled("--start", "+++别名", "--num_samples", 1, "--max_new_tokens", 0, root=data) == "+++清平乐\n"
+
+
+def test_other_spellings_work_on_the_command_line_and_are_in_the_run(sampled, tuned_root, tuned_ckpt):
+    assert sampled("--start", "+++清平樂\\n東弌風", "--num_samples", 1, "--max_new_tokens", 0) == "+++清平乐\n东一风\n"
+    in_run = load_model(tuned_ckpt).vocabulary.spelling
+    assert in_run == load_vocabulary(tuned_root).spelling and in_run["東"] == "东"
+
+
+def test_of_a_tune_that_the_training_split_lacks_a_draft_is_filled(sampled, tuned_root, tmp_path):
+    data = shutil.copytree(tuned_root, tmp_path / "data")
+    forms = json.loads((data / "forms.json").read_text(encoding="utf-8")) | {"unseen": ["如乐"]}
+    (data / "forms.json").write_text(json.dumps(forms), encoding="utf-8")
+    draft = ["--start", "+++如乐\n东□，□红。□□、□。", "--form", "--num_samples", 3]
+    assert all(re.fullmatch(r"\+\+\+如乐\n东.，.红。..、.。", text) for text in stripped(sampled(*draft, root=data)))
+    lines = sampled(*draft, "--format", "jsonl", root=data).splitlines()
+    assert len(lines) == 3 and all(json.loads(line)["text"].startswith("+++如乐\n东") for line in lines)
 
 
 BOUNDS = (

@@ -1,7 +1,6 @@
 """Training that meets the world: several processes, signals and kill -9 at any moment, full disks, closed folders."""
 
 import contextlib
-import multiprocessing
 import os
 import random
 import shutil
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, after_each_iteration, assert_same_run, contents, logged, song_text, tiny_flags, train_tiny
-from hostile import in_child
+from hostile import forking, in_child
 
 import prepare
 import sample
@@ -36,7 +35,7 @@ def running(data_root, folder, *flags, until: str, processes: int = 1):
     """train.py in a process of its own, or by torchrun in several, from the time when the file `until` is there."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
     command = [sys.executable, *launcher, str(ROOT / "train.py"), *tiny_flags(data_root, folder, *flags)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "encoding": "utf-8"}
     process = subprocess.Popen(command, **pipes, start_new_session=True, preexec_fn=usual_signals)
     try:
         end = time.monotonic() + 90
@@ -222,7 +221,7 @@ def test_kill_9_at_forty_moments_loses_nothing(data_root, tmp_path):
     straight, folder = train_tiny(data_root, tmp_path / "straight", *flags), tmp_path / "run"
     pace = (time.monotonic() - began) / 40  # of an iteration with its evaluation, on this machine now
     rng, kills, reached = random.Random(0), 0, []
-    fork = multiprocessing.get_context("fork")  # to start a new interpreter each time would take minutes
+    fork = forking()  # to start a new interpreter each time would take minutes
 
     def arguments():
         return data_root, folder, *flags, "--resume" if (folder / "last.pt").exists() else "--overwrite"

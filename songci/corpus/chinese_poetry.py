@@ -15,9 +15,11 @@ import tarfile
 import tempfile
 import urllib.parse
 import urllib.request
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -58,6 +60,18 @@ class Source:
     on_github: str
 
 
+class Cleaned(NamedTuple):
+    """What is made of a source.
+
+    poems: (another name of the title or "", title, text); dropped: {reason: poems}; notes: {what was put right, "names
+    of tunes", say: {how: poems}}.
+    """
+
+    poems: list[tuple[str, str, str]]
+    dropped: Counter
+    notes: dict[str, Counter]
+
+
 def obtain(source: Source, folder: Path, url: str | None = None) -> list[dict]:
     """The items of the source's files, in their order, such as {author, rhythmic, paragraphs[]}.
 
@@ -90,6 +104,21 @@ def obtain(source: Source, folder: Path, url: str | None = None) -> list[dict]:
     )
 
 
+def kept_text(source: Source, folder: Path) -> str:
+    """The poems of a source as they are, a line each, if npm's archive lies beside `folder`; else ""."""
+    archive = folder.parent / ARCHIVE
+    try:
+        items = _verified(source, _from_archive(source, archive)) if archive.is_file() else []
+    except FETCH_ERRORS:
+        return ""
+    return "\n".join(map(text_of, items))
+
+
+def text_of(item: dict) -> str:
+    """The text of a poem, its marks normalised."""
+    return "".join(item["paragraphs"]).translate(NORMALISE)
+
+
 def _names(source: Source) -> str:
     return f"{source.files[0]} … {source.files[-1]}"
 
@@ -102,8 +131,14 @@ def _verified(source: Source, contents: list[bytes]) -> list[dict]:
 
 
 def _from_archive(source: Source, archive: Path) -> list[bytes]:
-    with tarfile.open(archive) as files:
-        return [files.extractfile(f"package/dist/{source.in_package}/{name}").read() for name in source.files]
+    wanted, found = [f"package/dist/{source.in_package}/{name}" for name in source.files], {}
+    with tarfile.open(archive, "r|gz") as files:  # in its own order, so that it is decompressed once
+        for entry in files:
+            if entry.name in wanted:
+                found[entry.name] = files.extractfile(entry).read()
+            if len(found) == len(wanted):
+                break
+    return [found[name] for name in wanted]
 
 
 def from_npm(source: Source, archive: Path) -> list[bytes]:

@@ -3,7 +3,8 @@
 import re
 from collections import Counter
 
-from songci.corpus.chinese_poetry import NORMALISE, Source, defect
+from songci.corpus.chinese_poetry import Cleaned, Source, defect, text_of
+from songci.corpus.doubles import without_doubles
 
 SOURCE = Source(
     name="the shi of Tang and Song",
@@ -14,26 +15,31 @@ SOURCE = Source(
     in_package="quantangshi",
     on_github="全唐诗",
 )
+SPELLED_OTHERWISE = None
 LENGTHS = {5: "五言", 6: "六言", 7: "七言"}  # characters of each clause
 CLAUSES = {4: "绝句", 8: "律诗"}
 
 
-def clean(items: list[dict]) -> tuple[list[tuple[str, str]], dict[str, str], Counter]:
-    """Items of the source → poems [(kind, text)] in simplified characters, {} and {reason: poems dropped}.
+def clean(items: list[dict], spelling: dict[str, str] | None = None) -> Cleaned:
+    """Items of the source → poems ("", kind, text), in the source's order; of a poem that stands twice, the first copy.
 
-    As quansongci.clean(), but that kinds have no other names.
+    spelling: {character: what to write for it}; without it, they are put into simplified characters.
     """
-    from opencc import OpenCC  # here, because it reads dictionaries
-
-    texts = "\n".join("".join(item["paragraphs"]).translate(NORMALISE) for item in items)
+    texts = "\n".join(map(text_of, items))
     poems, dropped = {}, Counter()
-    for text in OpenCC("t2s").convert(texts).split("\n"):
+    for text in (texts.translate(str.maketrans(spelling)) if spelling else _simplified(texts)).split("\n"):
         reason = defect(text) or ("exact duplicate" if text in poems else None)
         if reason:
             dropped[reason] += 1
         else:
             poems[text] = None  # a dict keeps the order
-    return [(kind(text), text) for text in poems], {}, dropped
+    return Cleaned(without_doubles([("", kind(text), text) for text in poems], dropped), dropped, {})
+
+
+def _simplified(text: str) -> str:
+    from opencc import OpenCC  # here, because it reads dictionaries
+
+    return OpenCC("t2s").convert(text)
 
 
 def kind(text: str) -> str:

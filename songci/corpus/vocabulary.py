@@ -15,17 +15,23 @@ from songci.cli import UserError
 from songci.text import decode
 
 DEFAULT_DATA_ROOT = "data/quansongci"
+FETCHED = {  # folders that a fresh clone lacks, and what makes them
+    DEFAULT_DATA_ROOT: "python prepare.py (or make demo)",
+    "data/shi": f"python prepare.py --data_root data/shi --vocabulary {DEFAULT_DATA_ROOT}",
+}
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """The characters of a corpus; a character's token id is its place in `chars`.
 
-    aliases: other names of tunes → the canonical name that the corpus uses.
+    aliases: other names of tunes → the name that the corpus uses. spelling: characters that others write → those that
+    the corpus has for them; see songci/corpus/spelling.py.
     """
 
     chars: str
     aliases: dict[str, str] = field(default_factory=dict)
+    spelling: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.chars)
@@ -74,11 +80,12 @@ def read_meta(path: Path) -> tuple[Vocabulary, list[int] | None, str | None]:
         chars = "".join(meta["stoi"])
         ids = range(len(chars))
         whole = meta["vocab_size"] == len(chars) > 0 and meta["stoi"] == dict(zip(chars, ids, strict=True))
-        aliases = meta.get("aliases", {})
+        aliases, spelling = meta.get("aliases", {}), meta.get("spelling", {})
         if not (whole and meta["itos"] == dict(zip(ids, chars, strict=True))):
             raise ValueError("vocab_size, stoi and itos disagree")
-        "".join([chars, *aliases, *aliases.values()]).encode()  # raises for surrogates and for what is no text
-        return Vocabulary(chars, dict(aliases)), meta.get("lengths"), meta.get("sha256")
+        names = [*aliases, *aliases.values(), *spelling, *spelling.values()]
+        "".join([chars, *names]).encode()  # raises for surrogates and for what is no text
+        return Vocabulary(chars, dict(aliases), dict(spelling)), meta.get("lengths"), meta.get("sha256")
     except OSError:
         raise
     except Exception as error:  # a damaged pickle can raise anything
@@ -180,12 +187,14 @@ def check_same_vocabulary(trained: Vocabulary, ckpt_path, prepared: Vocabulary, 
 
 
 def existing_folder(data_root: str | Path) -> Path:
-    """`data_root` as a path. Raises UserError if it is no folder, with the name that was probably meant."""
+    """`data_root` as a path. Raises UserError if it is no folder, with the command or the name that is missing."""
     folder = Path(data_root)
     if folder.is_dir():
         return folder
     if folder.is_file():
         raise UserError(f"{data_root} is a file: give its folder, {folder.parent}")
+    if command := FETCHED.get(folder.as_posix()):
+        raise UserError(f"no data folder {data_root} yet: run {command} first")
     siblings = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
     close = difflib.get_close_matches(str(folder), {*siblings, str(Path(DEFAULT_DATA_ROOT))}, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""

@@ -108,7 +108,8 @@ def marked(tune: str, body: str, forms: Forms, vocabulary: Vocabulary) -> str:
     """A poem, a sentence a line with its rhyme; where it departs from its tune, 〔the clause〕 and what was due."""
     result = check(tune, body, forms)
     if result.template is None:
-        return f"+++{tune}\n  no form is known of this tune\n"
+        why = ": the training split has no poem of it" if tune in forms.unseen else ""
+        return f"+++{tune}\n  no form is known of this tune{why}\n"
     fits = {place: (letter, ok) for letter, place, ok in rhymes(result)}
     lines, line, letters, faults = [], "", "", []
     clauses = read_clauses(body)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from songci.cli import UserError, atomic_write
+from songci.forms.poems import read_clauses
 from songci.forms.tones import EITHER, LEVEL, OBLIQUE
 
 MIN_SHARE = 0.005  # of a tune's poems must stand in a template for it to be written; see docs/results.md
@@ -92,15 +93,19 @@ class Forms:
     """What is known of a corpus's tunes.
 
     tunes: the templates of each, commonest first; classes: the rhyme class of each character that was seen to rhyme;
-    level: P(level tone) of each character, empty if the corpus is too small to tell.
+    level: P(level tone) of each character, empty if the corpus is too small to tell; unseen: tunes of which the corpus
+    has poems in its validation split alone.
     """
 
     tunes: dict[str, list[Template]] = field(default_factory=dict)
     classes: dict[str, int] = field(default_factory=dict)
     level: dict[str, float] = field(default_factory=dict)
+    unseen: frozenset[str] = frozenset()
 
     def templates(self, tune: str) -> list[Template]:
         """Raises UserError if no form of the tune is known, with the names that were perhaps meant."""
+        if tune in self.unseen:
+            raise UserError(f"no form is known of the tune {tune!r}: the training split has no poem of it")
         if tune not in self.tunes:
             close = difflib.get_close_matches(tune, self.tunes, n=3, cutoff=0.5)
             hint = f"; near names: {', '.join(close)}" if close else ""
@@ -138,6 +143,7 @@ class Forms:
             "tunes": {tune: [_to_json(t) for t in templates] for tune, templates in self.tunes.items()},
             "rhyme_classes": ["".join(by_class[number]) for number in sorted(by_class)],
             "level": {char: round(p, 4) for char, p in self.level.items()},
+            "unseen": sorted(self.unseen),
         }
         with atomic_write(path, "w") as file:
             json.dump(content, file, ensure_ascii=False, indent=1)
@@ -153,10 +159,20 @@ class Forms:
             tunes = {tune: [_from_json(**fields) for fields in found] for tune, found in content["tunes"].items()}
             classes = {char: i for i, chars in enumerate(content["rhyme_classes"]) for char in chars}
             level = {char: float(p) for char, p in content["level"].items()}
+            unseen = frozenset(content.get("unseen", []))
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             problem = f"{path} is damaged or of an earlier version ({type(error).__name__})"
             raise UserError(f"{problem}: run prepare.py --data_root {data_root}") from None
-        return cls(tunes, classes, level)
+        return cls(tunes, classes, level, unseen)
+
+
+def own_form(body: str) -> Template:
+    """The clauses of a text as a template, without rhymes and tones."""
+    clauses = read_clauses(body)
+    found = tuple((len(clause.text), clause.mark or "。") for clause in clauses)
+    pauses = frozenset((i, n) for i, clause in enumerate(clauses) for n in clause.pauses if 0 < n < len(clause.text))
+    breaks = frozenset(i for i, clause in enumerate(clauses[:-1]) if clause.line_break)
+    return Template(found, 1, "-" * len(found), pauses, breaks)
 
 
 def _to_json(template: Template) -> dict:

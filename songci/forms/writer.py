@@ -7,8 +7,10 @@ end.
 """
 
 import copy
+import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache, cached_property
 from itertools import accumulate, chain
 
@@ -18,7 +20,7 @@ from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms.draft import Draft
 from songci.forms.poems import BLANK, MARKS, is_character, read_clauses, split_title
-from songci.forms.templates import Forms
+from songci.forms.templates import Forms, own_form
 from songci.forms.tones import EITHER, contrary, nearness, tone_of
 
 TONES = {"平": "level", "仄": "oblique"}
@@ -44,7 +46,7 @@ class FormRules:
         countable = np.array([is_character(char) and char != BLANK for char in chars])
         own = [tone_of(char, forms.level) for char in chars]
         self._toned = {tone: countable & [not contrary(tone, of_char) for of_char in own] for tone in "平仄中"}
-        self.mask, self.rhyming = cache(self.mask), cache(self.rhyming)
+        self.mask, self.rhyming, self.with_form = map(cache, (self.mask, self.rhyming, self.with_form))
         vocabulary.encode(acrostic)
         if not all(map(is_character, acrostic)):
             raise UserError(f"--acrostic {acrostic!r}: only characters can begin a sentence, no marks and no spaces")
@@ -125,6 +127,13 @@ class FormRules:
         """The title lines of the tunes of which some template can be had."""
         return [f"+++{tune}\n" for tune in self.forms.tunes if self.drafts(tune, "")]
 
+    def with_form(self, tune: str, body: str) -> "FormRules":
+        """These rules, to which a tune that the training split lacks has the form of the text that is given."""
+        print(f"the training split has no poem of {tune}: it has the form of the text that is given", file=sys.stderr)
+        rules = copy.copy(self)
+        rules.forms = replace(self.forms, tunes={**self.forms.tunes, tune: [own_form(body)]}, unseen=frozenset())
+        return rules
+
     def begun(self, tune: str) -> list[Draft]:
         """A poem of which nothing is written, in each template of the tune, or in the one that --template asks for."""
         templates = self.forms.templates(tune)
@@ -190,6 +199,8 @@ class FormWriter:
 
     def _begin(self, tune: str, body: str) -> None:
         """Draws the template of a poem whose text begins with `body`."""
+        if tune in self.rules.forms.unseen and read_clauses(body):
+            self.rules = self.rules.with_form(tune, body)
         known, number = len(self.rules.forms.templates(tune)), self.rules.template
         if number > known:
             raise UserError(f"--template {number}: {tune} has {known}; see python -m songci.forms --show {tune}")

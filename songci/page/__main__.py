@@ -31,6 +31,8 @@ def parse_args(args=None):
 def main() -> None:
     args = parse_args()
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}
+    for name in ("no_proxy", "NO_PROXY"):  # Gradio asks for its own page once, and would ask a proxy for it
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1", "localhost", args.host]))
     try:
         import gradio as gr
 

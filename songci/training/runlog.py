@@ -74,8 +74,8 @@ def provenance(data_root: Path) -> dict:
     here = ["git", "-C", str(Path(__file__).resolve().parent.parent.parent)]
     try:
         for key, command in (("git_commit", ["rev-parse", "HEAD"]), ("git_changes", ["status", "--porcelain", "-uno"])):
-            done = subprocess.run([*here, *command], capture_output=True, text=True, timeout=10, check=True)
-            found[key] = done.stdout.strip() if key == "git_commit" else bool(done.stdout.strip())
+            done = subprocess.run([*here, *command], capture_output=True, timeout=10, check=True)
+            found[key] = done.stdout.strip().decode() if key == "git_commit" else bool(done.stdout.strip())
     except (OSError, subprocess.SubprocessError):
         pass  # no git, or no repository
     return found
