@@ -910,7 +910,7 @@ def test_of_such_a_tune_a_text_that_is_given_stands_as_far_as_it_goes(capsys):
     for body, rest in ((f"{a}□、{b}，□□。\n{c}□{d}。", f".、{b}，..。\n{c}.{d}。"), (f"{a}{b}。{c}", "。")):
         for seed in range(4):
             poem = written(rules, random.Random(seed), start := f"+++落梅\n{body}")
-            assert re.fullmatch(rest, poem.removeprefix(start)), poem
+            assert re.fullmatch(rest, poem.removeprefix(start.partition("□")[0])), poem
     told = "the training split has no poem of 落梅: it has the form of the text that is given\n"
     assert capsys.readouterr().err == 2 * told
     with pytest.raises(UserError, match=f"no template of 落梅 has --rhyme {a} with the text that is given"):
