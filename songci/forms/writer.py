@@ -23,9 +23,7 @@ from songci.corpus.vocabulary import Vocabulary
 from songci.forms.draft import Draft, recut
 from songci.forms.poems import BLANK, MARKS, is_character, read_clauses, split_title
 from songci.forms.templates import Forms, own_form
-from songci.forms.tones import EITHER, contrary, nearness, tone_of
-
-TONES = {"平": "level", "仄": "oblique"}
+from songci.forms.tones import EITHER, NAMES, contrary, nearness, tone_of
 
 
 class FormRules:
@@ -241,8 +239,8 @@ class FormWriter:
         if most < len(rules.acrostic):
             return self._misfit_acrostic(tune, tried)
         if rules.rhyme and not any(draft.groups for draft in tried):
-            tone = TONES.get(rules.forms.class_tones[rules.forms.classes[rules.rhyme]])
-            kinds = {TONES.get(draft.template.rhyme_tone(draft.template.longest_group)) for draft in tried} - {None}
+            tone = NAMES.get(rules.forms.class_tones[rules.forms.classes[rules.rhyme]])
+            kinds = {NAMES.get(draft.template.rhyme_tone(draft.template.longest_group)) for draft in tried} - {None}
             if tone and kinds and tone not in kinds:
                 return f"--rhyme {rules.rhyme}: it is {tone}, and the rhymes of {tune} are {' or '.join(sorted(kinds))}"
         given = " with the text that is given" if body.strip() else ""
