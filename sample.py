@@ -159,7 +159,10 @@ FORM_HELP = (
     "each sample is one whole poem, of any length, in a form of its tune, as often in each as poets chose it, with its "
     "rhymes, tones and stanzas; without a title in --start, the model chooses a tune"
 )
-ACROSTIC_HELP = "the characters that begin the sentences to be written, in order (藏头); implies --form"
+ACROSTIC_HELP = (
+    "the characters that begin the sentences to be written, in order, or all clauses, if there are as many (藏头); "
+    "implies --form"
+)
 RHYME_HELP = "a character that the poems are to rhyme with; implies --form"
 TEMPLATE_HELP = "the form to take, by its number in songci.forms --show; if left out, as poets chose; implies --form"
 PARTICLES_HELP = (

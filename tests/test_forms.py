@@ -192,6 +192,135 @@ def test_of_templates_with_the_same_clauses_the_one_whose_tones_a_poem_keeps_bes
     assert scores["distance of the forms from the training poems'"] == 0
 
 
+def test_marks_of_few_poems_beside_hundreds_and_rhymes_that_two_or_three_show_prove_nothing():
+    """As of 。 for ， in the second stanza of 卜算子, where a few poems rhyme."""
+    usual, classes = form("2，2。2，2。", "-a-a", 184), {"东": 0, "红": 0, "月": 1}
+    for support, number in ((3, 1), (9, 2)):
+        rare = form("2，2。2。2。", "-aaa", support)
+        result = check("小令", "一二，三东。四五。六红。", Forms({"小令": [usual, rare]}, classes))
+        assert (result.number, result.punctuated, result.rhyme) == (number, number == 1, number == 1)
+    for supports, convicted in (([3], False), ([4], True), ([2, 2], True)):
+        known = [
+            form(clauses, "-a-a", n) for clauses, n in zip(("2，2。2，2。", "1，3。2，2。"), supports, strict=False)
+        ]
+        result = check("小令", "一二，三东。四五，六月。", Forms({"小令": known}, classes))
+        assert result.rhyme == (not convicted) and result.doubtful == (set() if convicted else {3})
+        [_, (_, _, last)] = forms_command.rhymes(result)
+        assert last == (not convicted)
+        assert ("too few poems rhyme to tell" in forms_command.verdict(result)) == (not convicted)
+
+
+def test_a_poem_with_level_rhymes_for_oblique_ones_is_a_variant_and_that_is_said_in_one_line():
+    """As the 满江红 of 姜夔."""
+    level = {**dict.fromkeys("一东红风", 0.99), **dict.fromkeys("二月雪歇", 0.01)}
+    known = form("2。2。2。", "aaa", 9, tones="平仄平仄平仄")
+    forms = Forms({"小令": [known]}, {**dict.fromkeys("东红风", 0), **dict.fromkeys("月雪歇", 1)}, level)
+    variant, mixed = check("小令", "二东。二红。一风。", forms), check("小令", "二东。二雪。一歇。", forms)
+    assert (variant.turned, variant.tones, variant.rhyme) == ("平", [], True)
+    assert "level rhymes for oblique ones" in forms_command.verdict(variant)
+    assert (mixed.turned, len(mixed.wrong), mixed.rhyme) == ("", 3, False)
+    unrhymed = replace(known, clauses=form("2。2。2。2。", "----").clauses, scheme="aaaa", tones=known.tones + "平仄")
+    result = check(
+        "小令", "二东。二月。二红。一风。", replace(forms, tunes={"小令": [unrhymed]})
+    )  # where the form may rhyme
+    assert (result.turned, result.doubtful, result.rhyme) == ("平", {1}, True)
+
+
+# Poems of the Song as modern editions print them, the clauses of their tunes as the corpus does, and their rhymes
+XIN_QIJI = (
+    "甚矣吾衰矣。怅平生，交游零落，只今余几。白发空垂三千丈，一笑人间万事。问何物、能令公喜。"
+    "我见青山多妩媚，料青山，见我应如是。情与貌，略相似。一尊搔首东窗里。想渊明，停云诗就，此时风味。"
+    "江左沉酣求名者，岂识浊醪妙理。回首叫、云飞风起。不恨古人吾不见，恨古人，不见吾狂耳。知我者，二三子。"
+)
+YUE_FEI = (
+    "怒发冲冠，凭栏处，潇潇雨歇，抬望眼，仰天长啸，壮怀激烈，三十功名尘与土，八千里路云和月，"
+    "莫等闲，白了少年头，空悲切，靖康耻，犹未雪，臣子恨，何时灭，驾长车，踏破贺兰山缺，"
+    "壮志饥餐胡虏肉，笑谈渴饮匈奴血，待从头，收拾旧山河，朝天阙，"
+)
+LU_YOU = (
+    "红酥手，黄縢酒，满城春色宫墙柳。东风恶，欢情薄。一怀愁绪，几年离索。错！错！错！"
+    "春如旧，人空瘦，泪痕红浥鲛绡透。桃花落，闲池阁。山盟虽在，锦书难托。莫、莫、莫！"
+)
+JIANG_KUI = (
+    "淮左名都，竹西佳处，解鞍少驻初程。过春风十里，尽荠麦青青。自胡马窥江去后，废池乔木，犹厌言兵。"
+    "渐黄昏，清角吹寒，都在空城。杜郎俊赏，算而今，重到须惊。纵豆蔻词工，青楼梦好，难赋深情。"
+    "二十四桥仍在，波心荡、冷月无声。念桥边红药，年年知为谁生。"
+)
+EDITIONS = {
+    "贺新郎": ("5。7，4。7，6。7。7，8。3，3。7。7，4。7，6。7。7，8。3，3。", "a" * 12, XIN_QIJI),
+    "满江红": ("4，7。7，4。7，7。8，3。3，3。3，3。5，4。7，7。8，3。", "a" * 9, YUE_FEI),
+    "钗头凤": ("3。3。7。3。3。4，4。3。3。3。7。3。3。4，4。3。", "aaabbbbaaabbbb", LU_YOU),
+    "扬州慢": ("4，4，6。5，5。7，4，4。7，4。4，7。5，4，4。6，7。5，6。", "a" * 8, JIANG_KUI),
+}
+
+
+def edition(tune: str) -> tuple[Forms, str]:
+    """The forms of a tune of EDITIONS, its poem's rhymes in the classes that its scheme asks for; and the poem."""
+    outline, scheme, poem = EDITIONS[tune]
+    template = form(outline, scheme, 9)
+    chars = re.sub("[，。、！]", "", poem)
+    rhyming = [(chars[end - 1], letter) for end, letter in zip(template.ends, template.scheme, strict=True)]
+    return Forms({tune: [template]}, {char: "ab".index(letter) for char, letter in rhyming if letter != "-"}), poem
+
+
+@pytest.mark.parametrize("tune", EDITIONS)
+def test_a_poem_that_fills_the_sentences_is_in_form_cut_otherwise_and_its_rhymes_and_tones_are_checked(tune):
+    forms, poem = edition(tune)
+    [template] = forms.tunes[tune]
+    result = check(tune, poem, forms)
+    assert result.form and result.cut and result.rhyme and "in form, cut otherwise" in forms_command.verdict(result)
+    assert [len(clause.text) for clause in result.clauses] == list(template.lengths)
+    assert form_scores([(tune, poem)], forms)["in form, but cut otherwise"] == 1
+    *_, end = [match.start() for match in re.finditer("[^，。、！]", poem)]
+    unrhymed = check(tune, f"{poem[:end]}甲{poem[end + 1 :]}", forms)
+    assert [i for group in unrhymed.rhymes.values() for i, _, fits in group if not fits] == [len(template.lengths) - 1]
+    size = template.ends[-1]
+    toned = Forms({tune: [replace(template, tones="中" * (size - 2) + "平中")]}, forms.classes, {poem[end - 1]: 0.01})
+    *_, before = [match.start() for match in re.finditer("[^，。、！]", poem[:end])]
+    toned.level[poem[before]] = 0.01
+    assert check(tune, poem, toned).wrong == [(len(template.lengths) - 1, template.lengths[-1] - 2, "平")]
+
+
+def test_clauses_of_as_many_characters_that_run_over_the_end_of_a_sentence_are_out_of_form():
+    forms = Forms({"小令": [form("2，3。4。", "aa", 9)]}, {"东": 0, "红": 0})
+    for body, fits in {
+        "一，二三四东。五六七红。": True,
+        "一二三四东，五六，七红。": True,
+        "一二三四，东五六七红。": False,
+        "一二，三四东。五六七八红。": False,
+        "一二，三四东，五六七红": False,  # no mark at its end
+    }.items():
+        assert check("小令", body, forms).form == fits, body
+
+
+@pytest.mark.parametrize("tune", EDITIONS)
+def test_what_is_given_may_be_cut_otherwise_and_stays_so(tune):
+    forms, poem = edition(tune)
+    poem = poem.replace("！", "。")
+    rules = FormRules(forms, Vocabulary("".join(sorted({*"+\n。，、", *tune, *poem}))))
+    assert writer_of(rules, f"+++{tune}\n{poem}").done
+    for place in (match.start() for match in re.finditer("[^，。、]", poem)):
+        text = written(rules, random.Random(1), f"+++{tune}\n{poem[:place]}□{poem[place + 1 :]}")
+        *_, body = text.split("\n")
+        assert (body[:place], body[place + 1 :]) == (poem[:place], poem[place + 1 :])
+    for end in (match.end() for match in re.finditer("[，。]", poem)):
+        if len(re.sub("[，。、]", "", poem[:end])) in forms.tunes[tune][0].firm:
+            *_, body = written(rules, random.Random(1), f"+++{tune}\n{poem[:end]}").split("\n")
+            assert body.startswith(poem[:end]) and check(tune, body, forms).rhyme
+
+
+def test_a_sentence_that_is_begun_is_cut_otherwise_at_a_pause_alone():
+    """So a clause that is too short is no beginning of another one."""
+    known = form("4，4。7，5。", "aa", 9, pauses=frozenset({(2, 3)}))
+    rules = FormRules(Forms({"小令": [known]}, CLASSES), VOCABULARY)
+    a = RHYMES[0][0]
+    text = written(rules, random.Random(0), f"+++小令\n一二，三四五六七{a}。一二三，四")
+    assert re.fullmatch(rf"\+\+\+小令\n一二，三四五六七{a}。一二三，四...，.....", text[:-1]) and text[-1] == "。"
+    for body in (f"一二，三四五六七{a}。一二，三", "一二，三", f"一二三四五六七{a}"):
+        with pytest.raises(UserError, match="fits no template of 小令: clause"):
+            begun(rules, body)
+
+
 def test_the_whole_form_goes_before_the_beginning_of_a_commoner_one():
     assert check("小令", "一二月。\n三四，五、六七雪。八。", FORMS).template is LONG
     longer = form("3。2，3。2。", "aa-", 9)
@@ -494,6 +623,7 @@ def templates(draw) -> Template:
     clauses[-1] = (clauses[-1][0], "。")
     scheme = "".join(draw(st.sampled_from("aab-" if mark == "。" else "a--")) for _, mark in clauses)
     pauses = draw(st.frozensets(st.tuples(st.integers(0, 5), st.integers(1, 2)), max_size=3))
+    pauses = frozenset((i, n) for i, n in pauses if i < len(clauses) and n < clauses[i][0])
     places = st.frozensets(st.integers(0, len(clauses) - 2), max_size=2) if len(clauses) > 1 else st.just(frozenset())
     size = sum(length for length, _ in clauses)
     tones = draw(st.one_of(st.just(""), st.text("平仄中", min_size=size, max_size=size)))
@@ -523,6 +653,7 @@ def allowed_chars(writer: FormWriter) -> set[str]:
 def written(rules: FormRules, rng: random.Random, start: str = "+++小令\n") -> str:
     """Goes on from start with any of the characters that are allowed, until the poem is complete."""
     writer, chars = writer_of(rules, start, rng), rules.vocabulary.chars
+    start = start.partition("□")[0]
     for _ in range(500):
         if writer.done:
             return start
@@ -556,6 +687,25 @@ def test_whatever_is_chosen_the_poem_ends_in_form_and_in_rhyme(forms, rng):
     assert len(text.strip().split("\n")) == 2 + len(result.template.breaks)
     # Out of tone are only rhymes: of a class of the other tone, where the group's places are of both
     assert all(n == result.template.lengths[i] - 1 and result.template.rhyme_of[i] for i, n, _ in result.wrong), text
+
+
+@settings(deadline=None, max_examples=200)
+@given(templates().map(forms_of), RANDOM)
+def test_a_poem_may_be_cut_anywhere_within_its_sentences_but_at_a_rhyme(forms, rng):
+    rules = FormRules(forms, VOCABULARY)
+    _, poem, *more = written(rules, rng, "\n").strip().split("\n")
+    poem = poem + "".join(more)
+    template, text, count = checked(f"+++小令\n{poem}", forms).template, "", 0
+    for char in poem.replace("、", ""):
+        count += char not in "。，"
+        if char == "，" and count not in template.firm:
+            char = rng.choice(["", "、", "，"])
+        elif char not in "。，" and count not in template.ends:
+            char += rng.choice(["", "、", "，"])
+        elif char == "。" and count < template.ends[-1]:
+            char = rng.choice("。，")
+        text += char
+    assert check("小令", text, forms).rhyme and begun(rules, text).done, (poem, text)
 
 
 @settings(deadline=None, max_examples=200)
@@ -649,11 +799,25 @@ def test_acrostic_and_rhyme_are_kept_or_it_is_said_that_they_cannot(forms, acros
         return
     result = checked(text, forms)
     body = text.removeprefix("+++小令\n").replace("\n", "").replace("、", "")
-    starts = [sentence[0] for sentence in re.findall(r"[^。]+。", body)]
+    sentences, clauses = ([part[0] for part in re.split(f"[{marks}]", body)[:-1]] for marks in ("。", "。，"))
+    starts = sentences if len(sentences) >= len(acrostic) else clauses
     assert result.rhyme and starts[: len(acrostic)] == list(acrostic)
+    assert len(acrostic) <= len(sentences) or len(acrostic) == len(clauses)
     if rhyme:
         ends = zip(re.findall(r"(.)[。，]", body), result.template.scheme, strict=True)
         assert any(letter != "-" and CLASSES[char] == CLASSES[rhyme] for char, letter in ends)
+
+
+def test_an_acrostic_of_as_many_characters_as_clauses_begins_each_of_them():
+    quatrain = form("2，2。2，2。", "-a-a")
+    rules = FormRules(forms_of(quatrain), VOCABULARY, "一二三四")
+    assert re.fullmatch(r"\+\+\+小令\n一.，二.。三.，四.。", written(rules, random.Random(0)))
+    rules = FormRules(forms_of(quatrain), VOCABULARY, "一二")
+    assert re.fullmatch(r"\+\+\+小令\n一.，..。二.，..。", written(rules, random.Random(0)))
+    for acrostic in ("一二三", "一二三四五"):
+        words = f"--acrostic has {len(acrostic)} characters; 小令 has 2 sentences to write, and 4 clauses: .* 一□，…"
+        with pytest.raises(UserError, match=words):
+            begun(FormRules(forms_of(quatrain), VOCABULARY, acrostic))
 
 
 def test_the_acrostic_begins_with_the_first_sentence_to_be_written():
@@ -672,6 +836,18 @@ def test_pauses_and_stanza_breaks_come_where_a_template_has_them_and_once():
         assert ("、" in allowed_chars(begun(rules, body))) == pause
     assert allowed_chars(begun(rules, "一二。")) == {"\n"}
     assert "\n" not in allowed_chars(begun(rules, "一二。\n"))
+
+
+def test_what_is_given_need_not_rhyme_where_two_or_three_poems_do():
+    (a, *_), (b, *_) = RHYMES[:2]
+    for support in (3, 4):
+        rules = FormRules(forms_of(form("2，2。2。2。", "-aaa", support)), VOCABULARY)
+        if support == 3:
+            assert begun(rules, f"一二，三{a}。四{b}。六{a}。").done
+            assert allowed_chars(begun(rules, f"一二，三{a}。四{b}。六")) == set(RHYMES[0]) - {a}
+        else:
+            with pytest.raises(UserError, match=f"{b} does not rhyme there"):
+                begun(rules, f"一二，三{a}。四{b}。")
 
 
 def test_the_tune_is_chosen_among_those_with_a_form():
@@ -708,7 +884,7 @@ def test_the_tune_is_chosen_among_those_with_a_form():
     ],
 )
 def test_a_start_an_acrostic_or_a_rhyme_that_no_form_can_keep_is_said(start, wishes, words):
-    known = [COUPLET]
+    known = [replace(COUPLET, support=4)]
     with pytest.raises(UserError, match=re.escape(words)):
         writer_of(FormRules(forms_of(*known), VOCABULARY, *wishes), start)
 
@@ -734,7 +910,7 @@ def test_of_such_a_tune_a_text_that_is_given_stands_as_far_as_it_goes(capsys):
     for body, rest in ((f"{a}□、{b}，□□。\n{c}□{d}。", f".、{b}，..。\n{c}.{d}。"), (f"{a}{b}。{c}", "。")):
         for seed in range(4):
             poem = written(rules, random.Random(seed), start := f"+++落梅\n{body}")
-            assert re.fullmatch(rest, poem.removeprefix(start)), poem
+            assert re.fullmatch(rest, poem.removeprefix(start.partition("□")[0])), poem
     told = "the training split has no poem of 落梅: it has the form of the text that is given\n"
     assert capsys.readouterr().err == 2 * told
     with pytest.raises(UserError, match=f"no template of 落梅 has --rhyme {a} with the text that is given"):

@@ -164,7 +164,7 @@ def test_what_a_draft_gives_stays_and_the_rest_is_written_in_form(tuned_root, tu
 
 
 def test_given_characters_need_no_tone_and_a_given_rhyme_decides_those_before_it():
-    template = Template(((2, "。"), (2, "。")), 2, "aa", tones="平平平平", rhymes={"a": {0: 9}})
+    template = Template(((2, "。"), (2, "。")), 9, "aa", tones="平平平平", rhymes={"a": {0: 9}})
     forms = Forms(
         {"小令": [template]}, {"东": 0, "红": 0, "天": 1, "年": 1}, {**dict.fromkeys("东红天年小", 0.99), "月": 0.01}
     )

@@ -30,6 +30,9 @@ def test_a_poem_is_shown_character_by_character_with_its_rhymes_and_faults(tuned
     assert re.findall('class="([^"]*rhyme[^"]*)">(.)', shown)[-1][1] == "风"
     assert re.search('class="[^"]*chosen[^"]*">东', shown)
     assert "fault" not in shown.split("东")[1] and "fault" in poem.as_html(POEM.replace("风", "月"), forms)
+    cut = poem.as_html("+++清平乐\n一，一一一。一一一一东。一一一一、一一月。", forms)  # as another edition has it
+    assert re.findall('class="[^"]*rhyme[^"]*">(.)', cut) == ["一", "东", "月"]
+    assert re.findall('class="[^"]*fault[^"]*">(.)', cut)[-1] == "月"
     for text in (POEM, POEM.replace("一", "<"), "+++无名\n一", "+++清平乐\n", "+++清平乐\n□□□□。□"):
         assert "<<" not in poem.as_html(text, forms)
         assert json.loads(poem.as_json(text, forms, "run"))["text"] == text

@@ -176,7 +176,7 @@ BOUNDS = (
         (["--stream", "--format", "jsonl"], "exclude each other"),
         (["--ckpt_path", "workdirs/none"], "run train.py"),
         (["--data_root", "data/quansonci"], "did you mean data/quansongci?"),
-        (["--acrostic", "东东东东东"], "no tune has"),
+        (["--acrostic", "东东东东东东"], "no tune has"),
         (["--rhyme", "。"], "--rhyme '。'"),
         (["--form", "--start", "+++清平乐\\n东。"], "fits no template of 清平乐"),
         (["--stream", "--best_of", 2], "--stream and --best_of"),

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib
@@ -24,7 +25,7 @@ from songci import fonts
 from songci.attention import stats
 from songci.attention.stats import STATISTICS, Reading
 from songci.forms.check import check
-from songci.forms.poems import read_clauses, read_poems
+from songci.forms.poems import read_poems
 from songci.forms.templates import Forms
 from songci.forms.tones import EITHER, LEVEL, OBLIQUE, tone_of
 
@@ -182,7 +183,8 @@ def tones(reading: Reading, data_root: str | Path) -> Picture:
     """
     forms = Forms.load(data_root)
     tune, body = next(read_poems(reading.text), ("", reading.text))
-    result, clauses = check(tune, body, forms), read_clauses(body)
+    result = check(tune, body, forms)
+    clauses = result.clauses
     title, breaks, due = "no form is known of this text's tune", frozenset(), iter("")
     if result.template is not None:
         title = f"{tune}: template {result.number} of {result.template.support} poems"
@@ -190,8 +192,8 @@ def tones(reading: Reading, data_root: str | Path) -> Picture:
         breaks = result.template.breaks
     rhymes = {place: letter + "✗" * (not ok) for letter, group in result.rhymes.items() for place, _, ok in group}
     wrong = {(i, n) for i, n, _ in result.wrong}
-    rows = [sum(len(clause.text) + 1 for clause in read_clauses(row)) for row in re.split("(?<=。)", body)]
-    width = max(8, *rows)
+    ends = [0, *(i for i, clause in enumerate(clauses, start=1) if clause.mark == "。"), len(clauses)]
+    width = max([8, *(sum(len(clause.text) + 1 for clause in clauses[a:b]) for a, b in pairwise(ends))])
     height = 1.5 * max(1, sum(clause.mark == "。" for clause in clauses)) + GAP * len(breaks)
     figure = Picture([reading], 1, 1, 0.42 * width, 0.4 + 0.42 * height, more="✗".join(SIGNS.values()))
     [axes] = figure.panels

@@ -5,7 +5,8 @@
   python -m songci.forms --rhymes                  the rhyme classes, and how well they hold on held-out poems
 
 prepare.py learns the forms from the training split and writes them into DATA_ROOT/forms.json. A poem is a title line
-`+++tune`, perhaps with a subject, and what follows; half- or full-width marks, with stanza lines or without.
+`+++tune`, perhaps with a subject, and what follows; half- or full-width marks, with stanza lines or without, and with
+the clauses of any edition, as long as they fill the template's sentences.
 """
 
 from collections import Counter, defaultdict
@@ -13,10 +14,11 @@ from pathlib import Path
 
 from songci.cli import ArgumentParser, UserError, run
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary, load_vocabulary, read_splits
-from songci.forms.check import Check, agreement, check
-from songci.forms.poems import Clause, read_clauses, read_poems, tune_of
+from songci.forms.check import Check, agreement, check, nearest_template
+from songci.forms.poems import Clause, pattern, read_clauses, read_poems, tune_of
 from songci.forms.prompt import as_in_corpus
 from songci.forms.templates import Forms, Template
+from songci.forms.tones import NAMES
 from songci.text import read_text, to_json
 
 # On a terminal these signs are as wide as a letter, a Chinese character or mark as two: with a blank they are aligned
@@ -60,9 +62,11 @@ def show(tune: str, forms: Forms, poems: list[tuple[str, str]]) -> str:
     examples = {}
     for name, body in poems:
         if name == tune and not whole.keys() <= examples.keys():
-            result = check(tune, body, forms)
-            if result.form and not result.punctuated:
-                examples.setdefault(result.number, read_clauses(body))
+            clauses = read_clauses(body)
+            alike = [template for template in whole.values() if template.clauses == pattern(clauses)]
+            if alike:
+                example, _ = nearest_template(clauses, alike, forms.level)
+                examples.setdefault(templates.index(example) + 1, clauses)
     for i, template in whole.items():
         parts.append(f"{described(i, tune, template, forms)}:\n{drawn(template, examples.get(i, []))}")
     rarer = [(i, template) for i, template in enumerate(templates, start=1) if i not in whole]
@@ -112,10 +116,10 @@ def marked(tune: str, body: str, forms: Forms, vocabulary: Vocabulary) -> str:
         return f"+++{tune}\n  no form is known of this tune{why}\n"
     fits = {place: (letter, ok) for letter, place, ok in rhymes(result)}
     lines, line, letters, faults = [], "", "", []
-    clauses = read_clauses(body)
+    clauses = result.clauses
     for place, clause in enumerate(clauses):
         departs = result.departure is not None and result.departure[0] == place
-        line += f"〔{clause.text}{clause.mark}〕" if departs else clause.text + clause.mark
+        line += f"〔{clause.shown}〕" if departs else clause.shown
         if departs:
             faults.append(f"{result.departure[1]} where the form has {result.departure[2]}")
         for _, n, due in (fault for fault in result.wrong if fault[0] == place):
@@ -148,10 +152,17 @@ def verdict(result: Check) -> str:
         return f"{number} character{'s' * (number > 1)} out of {of}"
 
     found = ["in form" if result.form else "out of form"]
-    found += ["punctuated otherwise"] * result.punctuated
+    found += ["punctuated otherwise"] * result.punctuated + ["cut otherwise"] * result.cut
     wrong = sum(not ok for _, _, ok in rhymes(result))
-    found.append(faults(wrong, "rhyme") if wrong else "every rhyme in its class")
-    if result.tones:
+    doubtful = len(result.doubtful & {place for _, place, _ in rhymes(result)})
+    if wrong or not doubtful:
+        found.append(faults(wrong, "rhyme") if wrong else "every rhyme in its class")
+    if doubtful:
+        found.append(f"{faults(doubtful, 'rhyme')} where too few poems rhyme to tell")
+    if result.turned:
+        own, due = (NAMES[tone] for tone in (result.turned, "平仄".replace(result.turned, "")))
+        found.append(f"a variant with {own} rhymes for {due} ones, whose tones are not known")
+    elif result.tones:
         found.append(faults(len(result.wrong), "tone") if result.wrong else "every tone kept")
     template = result.template
     return f"{', '.join(found)}; template {result.number} of {template.support} poems, {template.scheme}"

@@ -1,8 +1,9 @@
 """A poem in one template as far as it stands: what is written of it, and what is given of the rest."""
 
 import copy
+from dataclasses import replace
 
-from songci.forms.poems import BLANK, MARKS, is_character
+from songci.forms.poems import BLANK, MARKS, Clause, cuts, is_character
 from songci.forms.templates import Template
 
 
@@ -10,16 +11,17 @@ class Draft:
     """The beginning of a poem in one template, by the classes of rhymes {character: class}.
 
     at: the number of slots filled; groups: the classes of its rhymes so far, by letter; rhymed: the rhyme characters;
-    same_marks: whether all its marks are those of the template, not 。 for ， or the other way round.
+    same_marks: whether all its marks are those of the template, not 。 or 、 for ， or the other way round.
+    doubtful: the clauses whose rhyme may be none, so that what is given there need not rhyme.
     given: {slot: what has to stand there}; pauses: the slots before which 、 has to; laid: the number of slots of a
     text with blanks that is given, in which there is no other 、.
     """
 
-    def __init__(self, template: Template, classes: dict[str, int]):
+    def __init__(self, template: Template, classes: dict[str, int], doubtful: frozenset[int] = frozenset()):
         self.template, self.classes = template, classes
         self.at, self.groups, self.rhymed = 0, {}, ""
         self.paused = False
-        self.same_marks = True
+        self.same_marks, self.doubtful = True, doubtful
         self.given: dict[int, str] = {}
         self.pauses, self.laid = set(), 0
 
@@ -28,9 +30,11 @@ class Draft:
         other.groups = {**self.groups}
         return other  # what is given stays as it is
 
-    def begins(self) -> list[int]:
-        """The slots to come that begin sentences and are not given."""
-        return [i for i, slot in enumerate(self.template.slots) if slot.begins and i >= self.at and i not in self.given]
+    def begins(self, clauses: bool = False) -> list[int]:
+        """The slots to come that begin sentences, or all those that begin clauses, and are not given."""
+        slots = self.template.slots
+        first = [i for i, slot in enumerate(slots) if slot.begins or (clauses and not slot.mark and slots[i - 1].mark)]
+        return [i for i in first if i >= self.at and i not in self.given]
 
     @property
     def done(self) -> bool:
@@ -60,7 +64,7 @@ class Draft:
         if char == "\n":  # a text that is given may have its lines otherwise
             self.at += due is not None and due.mark == "\n"
             return due is None or due.mark == "\n" or self.at == 0 or slots[self.at - 1].mark != ""
-        if mark == "、" or (mark is None and not is_character(char)):
+        if (mark == "、" and (due is None or due.mark in ("", "\n"))) or (mark is None and not is_character(char)):
             self.paused = mark == "、"
             return True
         if due is not None and due.mark == "\n":
@@ -72,8 +76,46 @@ class Draft:
             self.same_marks &= mark == due.mark
         elif due.rhyme and char != BLANK:
             own = self.classes.get(char)
-            if own is None or self.groups.setdefault(due.rhyme, own) != own:
+            if own is not None and self.groups.setdefault(due.rhyme, own) == own:
+                self.rhymed += char
+            elif due.clause not in self.doubtful:
                 return False
-            self.rhymed += char
         self.at, self.paused = self.at + 1, False
         return True
+
+
+def recut(template: Template, clauses: list[Clause]) -> Template | None:
+    """The template with its clauses cut as those of a text that is given, the beginning of a poem or all of it.
+
+    None if that does not fill the template's sentences with as many characters as they have, or has no mark where one
+    rhymes. A sentence that it only begins may differ by ， for 、 alone: what else follows is to be written as usual.
+    """
+    marks, size = cuts(clauses), sum(len(clause.text) for clause in clauses)
+    known = dict(zip(template.ends, template.clauses, strict=True))
+    sentences = [end for end in template.ends if known[end][1] == "。" and end in marks]
+    whole = max(sentences, default=0)  # the characters of the sentences that are complete
+    if any(end not in marks for end in template.firm if end < size) or size > template.ends[-1]:
+        return None
+    starts = [0, *template.ends]
+    pauses = {starts[i] + n for i, n in template.pauses}
+    own = {end for end, mark in marks.items() if mark != "、"}
+    if any(end > whole and end not in known and end not in pauses for end in own):
+        return None
+    ends = sorted(own | {end for end in known if end > whole or end in marks})
+    return _with_ends(template, ends, {end: known[end][1] if end in known else marks[end] for end in ends}, pauses)
+
+
+def _with_ends(template: Template, ends: list[int], marks: dict[int, str], pauses: set[int]) -> Template:
+    """The template with other ends of clauses, by the number of characters before them, and their marks."""
+    old = {end: i for i, end in enumerate(template.ends)}
+    new = {old[end]: i for i, end in enumerate(ends) if end in old}
+    starts = [0, *ends[:-1]]
+    pauses = (pauses | old.keys()) - set(ends)  # a clause that is cut otherwise may pause where it was cut
+    return replace(
+        template,
+        clauses=tuple((end - start, marks[end]) for start, end in zip(starts, ends, strict=True)),
+        scheme="".join(template.scheme[old[end]] if end in old else "-" for end in ends),
+        pauses=frozenset((i, n - starts[i]) for n in pauses for i in [sum(end < n for end in ends)]),
+        breaks=frozenset(new[i] for i in template.breaks if i in new),
+        repeats=frozenset(new[i] for i in template.repeats if i in new),
+    )

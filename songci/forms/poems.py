@@ -22,12 +22,16 @@ def is_character(char: str) -> bool:
 
 @dataclass
 class Clause:
-    """A clause of a poem: its characters without 、, its mark ("" if the poem ends without), and where 、 stood."""
+    """A clause of a poem: its characters without 、, its mark ("" if the poem ends without), and where 、 stood.
+
+    shown: its characters with all their marks.
+    """
 
     text: str
     mark: str = ""
     pauses: list[int] = field(default_factory=list)
     line_break: bool = False
+    shown: str = ""
 
 
 class _Normal(dict):
@@ -52,8 +56,31 @@ def read_clauses(body: str) -> list[Clause]:
         text = "".join(parts)
         if text:
             pauses = list(accumulate(map(len, parts[:-1])))
-            clauses.append(Clause(text, mark, pauses))
+            clauses.append(Clause(text, mark, pauses, shown=raw.replace("\n", "") + mark))
     return clauses
+
+
+def recut(clauses: list[Clause], form: tuple[tuple[int, str], ...]) -> list[Clause]:
+    """A poem in the clauses of a form that has as many characters; what is shown of them keeps the poem's own marks."""
+    pieces = re.findall("[^。，、][。，、]*", "".join(clause.shown for clause in clauses))  # a character and its marks
+    cut, start = [], 0
+    for length, mark in form:
+        own = pieces[start : start + length]
+        pauses = [n for n, piece in enumerate(own[:-1], start=1) if len(piece) > 1]
+        cut.append(Clause("".join(piece[0] for piece in own), mark, pauses, shown="".join(own)))
+        start += length
+    return cut
+
+
+def cuts(clauses: list[Clause]) -> dict[int, str]:
+    """{number of characters before it: mark} of all marks of a poem, 、 among them."""
+    found, before = {}, 0
+    for clause in clauses:
+        found |= dict.fromkeys((before + n for n in clause.pauses if 0 < n < len(clause.text)), "、")
+        before += len(clause.text)
+        if clause.mark:
+            found[before] = clause.mark
+    return found
 
 
 def pattern(clauses: list[Clause]) -> tuple[tuple[int, str], ...]:

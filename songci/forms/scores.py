@@ -45,6 +45,7 @@ def form_scores(poems: list[Poem], forms: Forms) -> dict[str, float]:
     rhymes = [same for result in checks for same in rhyme_pairs(result, forms)]
     return {
         "in form": mean(result.form for result in checks),
+        "in form, but cut otherwise": mean(result.cut for result in checks),
         "in the tune's commonest form": mean(result.form and commonest(result, forms) for result in checks),
         "distance of the forms from the training poems'": distance(checks, forms),
         "as many stanzas as the form": mean(

@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from songci.forms.poems import read_clauses
 from songci.forms.tones import EITHER, LEVEL, OBLIQUE
 
 MIN_SHARE = 0.005  # of a tune's poems must stand in a template for it to be written; see docs/results.md
+PROOF = 4  # poems that must show a rhyme before one that lacks it is at fault
 
 
 class Slot(NamedTuple):
@@ -52,6 +54,17 @@ class Template:
     def lengths(self) -> tuple[int, ...]:
         """The number of characters of each clause."""
         return tuple(length for length, _ in self.clauses)
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """The number of characters before the end of each clause."""
+        return list(accumulate(self.lengths))
+
+    @cached_property
+    def firm(self) -> frozenset[int]:
+        """Those of them at which every edition has a mark: a sentence ends there, or a rhyme stands."""
+        ends = zip(self.ends, self.clauses, self.scheme, strict=True)
+        return frozenset(end for end, (_, mark), letter in ends if mark == "。" or letter != "-")
 
     @cached_property
     def fixed(self) -> int:
@@ -124,6 +137,17 @@ class Forms:
             alike += other.support * (other.clauses == template.clauses)
             regular += other.support * (other.clauses == template.clauses and other.fixed > 3 * template.fixed)
         return template.support < MIN_SHARE * others or regular > 2 * (alike - regular)
+
+    def doubtful(self, tune: str, template: Template) -> set[int]:
+        """The ends of a template's clauses with a rhyme that so few poems show that it may be none.
+
+        The poems of all the tune's templates of as many characters are counted.
+        """
+        seen = Counter()
+        for other in self.tunes[tune]:
+            if other.ends[-1] == template.ends[-1]:
+                seen.update({end: other.support for end, c in zip(other.ends, other.scheme, strict=True) if c != "-"})
+        return {end for end in template.ends if 0 < seen[end] < PROOF}
 
     @cached_property
     def class_tones(self) -> list[str]:

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 import numpy as np
 
 LEVEL, OBLIQUE, EITHER = "平仄中"
+NAMES = {LEVEL: "level", OBLIQUE: "oblique"}
 ITERATIONS = 30
 ROUNDS, MORE = 3, 10  # of variants and tones in turn, and the iterations of EM in each
 # All that is told: which of the two classes is to be called level. EM starts from these, too, for from elsewhere it may

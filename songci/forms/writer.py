@@ -18,18 +18,16 @@ import numpy as np
 
 from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
-from songci.forms.draft import Draft
+from songci.forms.draft import Draft, recut
 from songci.forms.poems import BLANK, MARKS, is_character, read_clauses, split_title
 from songci.forms.templates import Forms, own_form
-from songci.forms.tones import EITHER, contrary, nearness, tone_of
-
-TONES = {"平": "level", "仄": "oblique"}
+from songci.forms.tones import EITHER, NAMES, contrary, nearness, tone_of
 
 
 class FormRules:
     """What the poems of a run have in common: the forms, what the user asks for, and the masks of tokens.
 
-    acrostic: the characters that begin the sentences to be written, in order.
+    acrostic: the characters that begin the sentences to be written, in order; or all clauses, if as many.
     rhyme: a character that the poem's longest group of rhymes is to rhyme with.
     template: the number of the template to be taken, from 1, the commonest; 0: any.
     Raises UserError if one of these cannot be kept, or if the forms do not belong to the vocabulary.
@@ -114,7 +112,9 @@ class FormRules:
                 return False
         begins = draft.begins()
         if len(begins) < len(self.acrostic):
-            return False
+            begins = draft.begins(clauses=True)
+            if len(begins) != len(self.acrostic):
+                return False
         for char, i in zip(self.acrostic, begins, strict=False):
             letter, own = template.slots[i].rhyme, self.forms.classes.get(char)
             if letter and (own is None or groups.setdefault(letter, own) != own):  # a sentence of one character
@@ -140,9 +140,22 @@ class FormRules:
         chosen = templates[self.template - 1 : self.template] if self.template else templates
         return [Draft(template, self.forms.classes) for template in chosen]
 
+    def recut(self, tune: str, body: str) -> list[Draft]:
+        """As begun(), in the templates with the clauses of a text that is given, where that is cut otherwise."""
+        clauses, drafts = read_clauses(body), []
+        for draft in self.begun(tune) if clauses else []:
+            template = recut(draft.template, clauses)
+            if template is not None:
+                doubtful = self.forms.doubtful(tune, draft.template)
+                places = frozenset(i for i, end in enumerate(template.ends) if end in doubtful)
+                drafts.append(Draft(template, self.forms.classes, places))
+        return drafts
+
     def drafts(self, tune: str, body: str) -> list[Draft]:
         """The beginning of a poem in each of the tune's templates that fit it and what is asked for."""
         drafts = [draft for draft in self.begun(tune) if draft.lay(body) and self.settle(draft)]
+        if not drafts:
+            drafts = [draft for draft in self.recut(tune, body) if draft.lay(body) and self.settle(draft)]
         # What is rare or punctuated otherwise is taken if nothing else fits
         drafts = [draft for draft in drafts if draft.same_marks] or drafts
         drafts = [draft for draft in drafts if not self.forms.is_variant(tune, draft.template)] or drafts
@@ -214,7 +227,7 @@ class FormWriter:
     def _misfit(self, tune: str, body: str) -> str:
         """The error if no template fits the text that is given, or what is asked for."""
         rules = self.rules
-        tried = rules.begun(tune)
+        tried = rules.begun(tune) + rules.recut(tune, body)
         for i, char in enumerate(body, start=1):
             left = [draft for draft in tried if draft.take(char)]
             if not left:
@@ -222,14 +235,26 @@ class FormWriter:
             tried = left
         most = max(len(draft.begins()) for draft in tried)
         if most < len(rules.acrostic):
-            return f"--acrostic has {len(rules.acrostic)} characters; {tune} has {most} sentences to write"
+            return self._misfit_acrostic(tune, tried)
         if rules.rhyme and not any(draft.groups for draft in tried):
-            tone = TONES.get(rules.forms.class_tones[rules.forms.classes[rules.rhyme]])
-            kinds = {TONES.get(draft.template.rhyme_tone(draft.template.longest_group)) for draft in tried} - {None}
+            tone = NAMES.get(rules.forms.class_tones[rules.forms.classes[rules.rhyme]])
+            kinds = {NAMES.get(draft.template.rhyme_tone(draft.template.longest_group)) for draft in tried} - {None}
             if tone and kinds and tone not in kinds:
                 return f"--rhyme {rules.rhyme}: it is {tone}, and the rhymes of {tune} are {' or '.join(sorted(kinds))}"
         given = " with the text that is given" if body.strip() else ""
         return f"no template of {tune} has {self._wishes()}{given}"
+
+    def _misfit_acrostic(self, tune: str, tried: list[Draft]) -> str:
+        """The error for an acrostic of more characters than there are sentences to write, and not one a clause."""
+        acrostic = self.rules.acrostic
+        usual = max(tried, key=lambda draft: draft.template.support)
+        sentences, clauses = (max(len(draft.begins(all_of)) for draft in tried) for all_of in (False, True))
+        length, mark = usual.template.clauses[0]
+        draft = f"{acrostic[0]}{BLANK * (length - 1)}{mark}…"
+        return (
+            f"--acrostic has {len(acrostic)} characters; {tune} has {sentences} sentences to write, and {clauses} "
+            f"clauses: give one a clause or at most one a sentence, or a draft in --start such as {draft}"
+        )
 
     def _misfit_text(self, tune: str, written: str, tried: list[Draft]) -> str:
         """The error for a text whose last character fits none of the drafts that were left before it."""

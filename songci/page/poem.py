@@ -9,11 +9,10 @@ from matplotlib.figure import Figure  # not pyplot, which would look for a displ
 
 from songci import fonts
 from songci.forms.check import Check, check
-from songci.forms.poems import BLANK, MARKS, is_character, read_clauses, split_title
+from songci.forms.poems import BLANK, MARKS, is_character, split_title
 from songci.forms.templates import Forms, Template
-from songci.forms.tones import LEVEL, OBLIQUE, tone_of
+from songci.forms.tones import NAMES, tone_of
 
-KINDS = {LEVEL: "level", OBLIQUE: "oblique"}
 COLUMN = 14  # characters of a column in the picture
 
 
@@ -50,8 +49,8 @@ def as_html(text: str, forms: Forms, at: int | None = None, name: str = "") -> s
     (title, body), result = parts(text), checked(text, forms)
     start = len(text) - len(body)
     places = [i for i in range(start, len(text)) if is_character(text[i])]
-    ends = [0, *accumulate(len(clause.text) for clause in read_clauses(body))]
-    classes = {i: {KINDS.get(tone_of(text[i], forms.level), "")} for i in places}
+    ends = [0, *accumulate(len(clause.text) for clause in result.clauses)]
+    classes = {i: {NAMES.get(tone_of(text[i], forms.level), "")} for i in places}
     for clause, n, _ in result.wrong:
         classes[places[ends[clause] + n]].add("fault")
     for group in result.rhymes.values():
