@@ -35,6 +35,7 @@ class Decoder:
         other, c = copy.copy(self), self.config
         shape = (2, c["n_layer"], rows, c["n_head"], 4 * MULTIPLE, c["n_embd"] // c["n_head"])
         other.keys, other.values = np.zeros(shape, dtype=np.float32)
+        other.used = 0  # of the room
         return other
 
     def next_logits(self, windows: Sequence[Sequence[int]], cached: Sequence[int], rows: Sequence[int]) -> np.ndarray:
@@ -57,6 +58,7 @@ class Decoder:
         P = starts[:, None] + np.arange(U.shape[1])  # (R, L)
         S = -(-(P.max() + 1) // MULTIPLE) * MULTIPLE
         self.reserve(S)
+        self.used = max(self.used, S)
         # Step 2, 3: embeddings
         x = self.embedding[U]  # (R, L, C)
         if self.positions is not None:
@@ -79,7 +81,7 @@ class Decoder:
         """Copies what is known of the texts in some rows into other rows."""
         sources, targets = list(sources), list(targets)
         for store in (self.keys, self.values):
-            store[:, targets] = store[:, sources]
+            store[:, targets, :, : self.used] = store[:, sources, :, : self.used]
 
 
 class Layer:

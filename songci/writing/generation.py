@@ -112,15 +112,18 @@ def next_logits(model: Model, windows: list["Window"], rows: list[int], vocab_si
     new = [len(window.ids) - window.cached for window in windows]
     # Ordinary steps, and windows that are read from their beginning
     groups = [i for i, n in enumerate(new) if n == 1], [i for i, n in enumerate(new) if n > 1]
-    logits = np.full((len(windows), vocab_size), -np.inf, dtype=np.float32)
-    for group in groups:
-        if group:
-            own = [windows[i] for i in group]
-            part = model.next_logits([w.ids for w in own], [w.cached for w in own], [rows[i] for i in group])
-            if len(group) == len(windows):
-                logits = part
-            else:
-                logits[group] = part
+    parts = []
+    for group in filter(None, groups):
+        own = [windows[i] for i in group]
+        parts.append(
+            (group, model.next_logits([w.ids for w in own], [w.cached for w in own], [rows[i] for i in group]))
+        )
+    if parts and len(parts[0][0]) == len(windows):
+        logits = parts[0][1]
+    else:
+        logits = np.full((len(windows), vocab_size), -np.inf, dtype=np.float32)
+        for group, part in parts:
+            logits[group] = part
     for row, window in enumerate(windows):
         window.cached = len(window.ids)
         if not window.ids:  # a window of poems begins with a title mark
