@@ -168,7 +168,7 @@ def test_a_poem_in_form_is_in_rhyme_if_its_rhymes_are_of_one_class(last, fits):
     ("rhymes", "fits"), [("东重红", "yyy"), ("雪重月", "yyy"), ("月雪东", "yyn"), ("重红月", "yyn")]
 )
 def test_a_character_of_two_classes_rhymes_with_both(rhymes, fits):
-    three = Forms({"小令": [form("2。" * 3, "aaa")]}, OF_CLASS)
+    three = Forms({"小令": [form("2。" * 3, "aaa", 9)]}, OF_CLASS)
     result = check("小令", "".join(f"一{char}。" for char in rhymes), three)
     assert ["ny"[fit] for _, _, fit in result.rhymes["a"]] == [*fits]
     assert rhyme_pairs(result, three) == [fits[i : i + 2] == "yy" for i in (0, 1)]
@@ -206,7 +206,7 @@ def test_of_templates_with_the_same_clauses_the_one_whose_tones_a_poem_keeps_bes
 
 def test_marks_of_few_poems_beside_hundreds_and_rhymes_that_two_or_three_show_prove_nothing():
     """As of 。 for ， in the second stanza of 卜算子, where a few poems rhyme."""
-    usual, classes = form("2，2。2，2。", "-a-a", 184), {"东": 0, "红": 0, "月": 1}
+    usual, classes = form("2，2。2，2。", "-a-a", 184), {"东": (0,), "红": (0,), "月": (1,)}
     for support, number in ((3, 1), (9, 2)):
         rare = form("2，2。2。2。", "-aaa", support)
         result = check("小令", "一二，三东。四五。六红。", Forms({"小令": [usual, rare]}, classes))
@@ -226,7 +226,7 @@ def test_a_poem_with_level_rhymes_for_oblique_ones_is_a_variant_and_that_is_said
     """As the 满江红 of 姜夔."""
     level = {**dict.fromkeys("一东红风", 0.99), **dict.fromkeys("二月雪歇", 0.01)}
     known = form("2。2。2。", "aaa", 9, tones="平仄平仄平仄")
-    forms = Forms({"小令": [known]}, {**dict.fromkeys("东红风", 0), **dict.fromkeys("月雪歇", 1)}, level)
+    forms = Forms({"小令": [known]}, {**dict.fromkeys("东红风", (0,)), **dict.fromkeys("月雪歇", (1,))}, level)
     variant, mixed = check("小令", "二东。二红。一风。", forms), check("小令", "二东。二雪。一歇。", forms)
     assert (variant.turned, variant.tones, variant.rhyme) == ("平", [], True)
     assert "level rhymes for oblique ones" in forms_command.verdict(variant)
@@ -272,7 +272,7 @@ def edition(tune: str) -> tuple[Forms, str]:
     template = form(outline, scheme, 9)
     chars = re.sub("[，。、！]", "", poem)
     rhyming = [(chars[end - 1], letter) for end, letter in zip(template.ends, template.scheme, strict=True)]
-    return Forms({tune: [template]}, {char: "ab".index(letter) for char, letter in rhyming if letter != "-"}), poem
+    return Forms({tune: [template]}, {char: ("ab".index(letter),) for char, letter in rhyming if letter != "-"}), poem
 
 
 @pytest.mark.parametrize("tune", EDITIONS)
@@ -294,7 +294,7 @@ def test_a_poem_that_fills_the_sentences_is_in_form_cut_otherwise_and_its_rhymes
 
 
 def test_clauses_of_as_many_characters_that_run_over_the_end_of_a_sentence_are_out_of_form():
-    forms = Forms({"小令": [form("2，3。4。", "aa", 9)]}, {"东": 0, "红": 0})
+    forms = Forms({"小令": [form("2，3。4。", "aa", 9)]}, {"东": (0,), "红": (0,)})
     for body, fits in {
         "一，二三四东。五六七红。": True,
         "一二三四东，五六，七红。": True,
@@ -966,7 +966,7 @@ def test_a_character_of_two_classes_is_written_and_taken_in_both():
     classes = {**dict.fromkeys("东红", (0,)), **dict.fromkeys("月雪", (1,)), "节": (0, 1), "天": (2, 1)}
     level = {**dict.fromkeys("东红天", 0.99), **dict.fromkeys("月雪", 0.01), "节": 0.5}
     rhymes = {"a": {0: 1, 1: 1, 2: 1}}
-    forms = {tone: form("1。1。", "aa", tones=tone * 2, rhymes=rhymes) for tone in "平仄中"}
+    forms = {tone: form("1。1。", "aa", 9, tones=tone * 2, rhymes=rhymes) for tone in "平仄中"}
     rules = {tone: FormRules(Forms({"小令": [own]}, classes, level), VOCABULARY) for tone, own in forms.items()}
     assert allowed_chars(begun(rules["平"], "节。")) == {"东", "红"}
     assert allowed_chars(begun(rules["仄"], "节。")) == {"月", "雪"}

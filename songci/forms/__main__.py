@@ -157,10 +157,10 @@ def verdict(result: Check) -> str:
     bad = [place for _, place, ok in rhymes(result) if not ok]
     wrong = len(set(bad) - result.unheard)
     doubtful = len(result.doubtful & {place for _, place, _ in rhymes(result)})
-    if wrong or not doubtful:
-        found.append(faults(wrong, "rhyme") if wrong else "every rhyme in its class")
-    if bad and not wrong:
-        found.append(f"{faults(len(bad), 'rhyme')} that the corpus never rhymes")
+    if wrong:
+        found.append(faults(wrong, "rhyme"))
+    elif not doubtful:
+        found.append("every rhyme in its class" + (f" but for {len(bad)} that the corpus never rhymes" if bad else ""))
     if doubtful:
         found.append(f"{faults(doubtful, 'rhyme')} where too few poems rhyme to tell")
     if result.turned:
