@@ -29,6 +29,7 @@ from songci.evaluate import table
 from songci.forms.check import check
 from songci.forms.draft import Draft
 from songci.forms.poems import read_clauses, read_poems
+from songci.forms.rhymes import common_class
 from songci.forms.scores import diversity, han, mean
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
@@ -45,8 +46,7 @@ def main_rhyme(tune: str, body: str, forms: Forms) -> int | None:
     """The class of the poem's longest group of rhymes."""
     result = check(tune, body, forms)
     group = result.rhymes.get(result.template.longest_group, [])
-    classes = Counter(forms.classes[char] for _, char, fits in group if fits)
-    return classes.most_common(1)[0][0] if classes else None
+    return common_class([char for _, char, fits in group if fits], forms.classes)
 
 
 def rhyme_costs(text: Text, rules: FormRules) -> list[float]:
@@ -69,10 +69,10 @@ def as_if_written(trained: Trained, poems: list[tuple[str, str]], rules: FormRul
             own = FormRules(rules.forms, rules.vocabulary, template=result.number)
             text = Text(trained, f"+++{tune}\n", 1, rules=own)
             classes = {
-                letter: Counter(rules.forms.classes[char] for _, char, fits in group if fits)
+                letter: common_class([char for _, char, fits in group if fits], rules.forms.classes)
                 for letter, group in result.rhymes.items()
             }
-            text.form.draft.groups = {letter: of.most_common(1)[0][0] for letter, of in classes.items() if of}
+            text.form.draft.groups = {letter: frozenset({of}) for letter, of in classes.items() if of is not None}
             texts.append(text)
             bodies.append(trained.vocabulary.encode(body.strip()).tolist())
     cache = KVCache(trained.model, len(texts))

@@ -465,7 +465,7 @@ def test_the_real_corpus_is_built_from_files_of_npm_of_github_or_laid_by_hand(re
     reasons = [int(n.replace(",", "")) for n in re.findall(r"^ +([\d,]+)  ", out, re.MULTILINE)]
     assert f"21,050 poems, {len(poems):,} kept" in out and sum(reasons) + len(poems) == 21_050
     assert reasons == sorted(reasons, reverse=True)  # the commonest first
-    assert "893 tunes, 20 classes of rhymes\n" in out
+    assert "893 tunes, 28 classes of rhymes\n" in out
     assert "27 poems under misprinted names of tunes: 一落萦 → 一落索 (11)" in out
     assert "63 poems under names of tunes that the source lost or misprinted: 人娇 → 殢人娇 (20)" in out
     assert "459 poems under names of their own" in out and "十二时, not 忆少年 (28)" in out
@@ -558,6 +558,21 @@ def test_the_tones_of_the_real_corpus_are_those_of_two_dictionaries(real_root, c
             right += times * ((level[char] > 0.5) == (guangyun == {"ping"}))
     print(f"{right / tokens:.2%} of {tokens:,} characters have the tone of the dictionaries")
     assert tokens > 600_000 and right / tokens >= 0.997
+
+
+@pytest.mark.slow
+def test_the_rhyme_classes_of_the_real_corpus_are_near_those_of_a_rhyme_book(real_root, call, no_npm, monkeypatch):
+    """词林正韵 has 19 部, each in level and oblique but for five of entering tone: 33 classes."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import rhymes
+
+    assert call(prepare, "--data_root", real_root)[0] == 0
+    forms, text = Forms.load(real_root), (real_root / "input.txt").read_text(encoding="utf-8")
+    poems = list(read_poems(text))
+    assert rhymes.weighed(rhymes.by_part(forms), forms, poems) >= 0.95
+    assert min(rhymes.tone_purity(forms)) >= 0.98 and 25 <= len(forms.class_tones) <= 33
+    both = {char for char, own in forms.classes.items() if {forms.class_tones[number] for number in own} == {*"平仄"}}
+    assert both >= {*"看思听过重醒"} and all(len(forms.classes[char]) > 1 for char in "否行不涯车")
 
 
 @pytest.mark.slow

@@ -160,7 +160,7 @@ def test_runs_on_poems_and_on_the_stream_are_compared_by_one_measure(call, tuned
 
 # --- scores -----------------------------------------------------------------------------------------------------------
 
-FORMS = Forms({"小令": [Template(((2, "。"), (1, "，"), (2, "。")), 9, "a-a")]}, {"东": 0, "红": 0, "月": 1})
+FORMS = Forms({"小令": [Template(((2, "。"), (1, "，"), (2, "。")), 9, "a-a")]}, {"东": (0,), "红": (0,), "月": (1,)})
 
 
 @pytest.mark.parametrize(

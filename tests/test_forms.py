@@ -17,11 +17,12 @@ from songci.corpus.spelling import learn_spelling
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms import __main__ as forms_command
 from songci.forms import stanzas
-from songci.forms.check import agreement, check
-from songci.forms.learn import Poem, by_rhyme, learn, refrains, rhyme_classes, rhyme_scheme, rhyme_tones
+from songci.forms.check import agreement, check, rhyme_pairs
+from songci.forms.learn import Poem, by_rhyme, learn, refrains, rhyme_scheme, rhyme_tones
 from songci.forms.names import misprints
 from songci.forms.poems import pattern, read_clauses, read_poems, split_title, tune_of
 from songci.forms.prompt import as_in_corpus
+from songci.forms.rhymes import attach, class_tones, communities
 from songci.forms.scores import form_scores
 from songci.forms.templates import Forms, Template
 from songci.forms.tones import by_form, estimate, fixed, kept, learn_tones, tone_of
@@ -40,7 +41,8 @@ def form(clauses: str, scheme: str, support: int = 2, **more) -> Template:
 SHORT = form("3。2，3。", "aa", 5)
 LONG = form("3。2，4。1。", "aa-", 3, pauses=frozenset({(2, 1)}), breaks=frozenset({0}))
 COUPLET = form("2。2。", "aa")
-FORMS = Forms({"小令": [SHORT, LONG]}, {"东": 0, "红": 0, "风": 0, "月": 1, "雪": 1}, {"东": 0.9, "月": 0.1})
+OF_CLASS = {**dict.fromkeys("东红风", (0,)), **dict.fromkeys("月雪", (1,)), "重": (0, 1)}
+FORMS = Forms({"小令": [SHORT, LONG]}, OF_CLASS, {"东": 0.9, "月": 0.1})
 OF_KNOWN = "".join(sorted({*"+\n。，、·小令酹江月念奴娇清平乐春东红风雪一二三四五六七八"}))
 KNOWN = Vocabulary(OF_KNOWN, {"酹江月": "念奴娇", "重": "轻"}, learn_spelling(OF_KNOWN))
 
@@ -162,6 +164,16 @@ def test_a_poem_in_form_is_in_rhyme_if_its_rhymes_are_of_one_class(last, fits):
     assert result.rhymes == {"a": [(0, "东", True), (2, last, fits)]}
 
 
+@pytest.mark.parametrize(
+    ("rhymes", "fits"), [("东重红", "yyy"), ("雪重月", "yyy"), ("月雪东", "yyn"), ("重红月", "yyn")]
+)
+def test_a_character_of_two_classes_rhymes_with_both(rhymes, fits):
+    three = Forms({"小令": [form("2。" * 3, "aaa", 9)]}, OF_CLASS)
+    result = check("小令", "".join(f"一{char}。" for char in rhymes), three)
+    assert ["ny"[fit] for _, _, fit in result.rhymes["a"]] == [*fits]
+    assert rhyme_pairs(result, three) == [fits[i : i + 2] == "yy" for i in (0, 1)]
+
+
 def test_the_first_departure_from_the_nearest_template_is_told():
     result = check("小令", "一二东。三四，五六七，风。", FORMS)
     assert not result.form and result.template is SHORT and result.departure == (3, "1。", "the end")
@@ -194,7 +206,7 @@ def test_of_templates_with_the_same_clauses_the_one_whose_tones_a_poem_keeps_bes
 
 def test_marks_of_few_poems_beside_hundreds_and_rhymes_that_two_or_three_show_prove_nothing():
     """As of 。 for ， in the second stanza of 卜算子, where a few poems rhyme."""
-    usual, classes = form("2，2。2，2。", "-a-a", 184), {"东": 0, "红": 0, "月": 1}
+    usual, classes = form("2，2。2，2。", "-a-a", 184), {"东": (0,), "红": (0,), "月": (1,)}
     for support, number in ((3, 1), (9, 2)):
         rare = form("2，2。2。2。", "-aaa", support)
         result = check("小令", "一二，三东。四五。六红。", Forms({"小令": [usual, rare]}, classes))
@@ -214,7 +226,7 @@ def test_a_poem_with_level_rhymes_for_oblique_ones_is_a_variant_and_that_is_said
     """As the 满江红 of 姜夔."""
     level = {**dict.fromkeys("一东红风", 0.99), **dict.fromkeys("二月雪歇", 0.01)}
     known = form("2。2。2。", "aaa", 9, tones="平仄平仄平仄")
-    forms = Forms({"小令": [known]}, {**dict.fromkeys("东红风", 0), **dict.fromkeys("月雪歇", 1)}, level)
+    forms = Forms({"小令": [known]}, {**dict.fromkeys("东红风", (0,)), **dict.fromkeys("月雪歇", (1,))}, level)
     variant, mixed = check("小令", "二东。二红。一风。", forms), check("小令", "二东。二雪。一歇。", forms)
     assert (variant.turned, variant.tones, variant.rhyme) == ("平", [], True)
     assert "level rhymes for oblique ones" in forms_command.verdict(variant)
@@ -260,7 +272,7 @@ def edition(tune: str) -> tuple[Forms, str]:
     template = form(outline, scheme, 9)
     chars = re.sub("[，。、！]", "", poem)
     rhyming = [(chars[end - 1], letter) for end, letter in zip(template.ends, template.scheme, strict=True)]
-    return Forms({tune: [template]}, {char: "ab".index(letter) for char, letter in rhyming if letter != "-"}), poem
+    return Forms({tune: [template]}, {char: ("ab".index(letter),) for char, letter in rhyming if letter != "-"}), poem
 
 
 @pytest.mark.parametrize("tune", EDITIONS)
@@ -282,7 +294,7 @@ def test_a_poem_that_fills_the_sentences_is_in_form_cut_otherwise_and_its_rhymes
 
 
 def test_clauses_of_as_many_characters_that_run_over_the_end_of_a_sentence_are_out_of_form():
-    forms = Forms({"小令": [form("2，3。4。", "aa", 9)]}, {"东": 0, "红": 0})
+    forms = Forms({"小令": [form("2，3。4。", "aa", 9)]}, {"东": (0,), "红": (0,)})
     for body, fits in {
         "一，二三四东。五六七红。": True,
         "一二三四东，五六，七红。": True,
@@ -330,9 +342,12 @@ def test_the_whole_form_goes_before_the_beginning_of_a_commoner_one():
 TUNE = '{"tunes": {"小令": [{"form": "3。", %s}]}, "rhyme_classes": []}'
 BAD_SCHEME = TUNE % '"support": 2, "scheme": "ab", "tones": "", "pauses": [], "breaks": [], "repeats": []'
 EARLIER = TUNE % '"support": 2, "scheme": "a", "pauses": [], "breaks": [], "repeats": []'
+ONE_CLASS_EACH = '{"tunes": {}, "rhyme_classes": ["东"], "level": {}}'
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"tunes": 1}', "\ud800", TUNE % '"scheme": "a"', BAD_SCHEME, EARLIER])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"tunes": 1}', "\ud800", TUNE % '"scheme": "a"', BAD_SCHEME, EARLIER, ONE_CLASS_EACH]
+)
 def test_a_damaged_file_or_one_of_an_earlier_version_is_said(assert_user_error, file, content):
     root = file("forms.json", content).parent
     assert_user_error(forms_command, "--data_root", root, "--show", "小令", words=["damaged", "prepare.py"])
@@ -384,10 +399,11 @@ def test_departures_are_marked_in_the_text(call, root, file):
         "一二东。三四五，六。",
         "一二东。",
         "一二东。四三，五六龘。",
+        "一二东。四三，五六一。",
     ]
     text = "".join(f"+++小令\n{body}\n\n" for body in bodies) + "+++谁\n一。\n"
     status, out, err = call(forms_command, "--data_root", root, "--check", file("poems.txt", text))
-    first, second, third, fourth, fifth, last = out.split("\n\n")
+    first, second, third, fourth, fifth, sixth, last = out.split("\n\n")
     assert status == 0 and "風 → 风" in err
     assert "in form, 1 character out of rhyme, 2 characters out of tone; template 1 of 5 poems" in first
     assert "三四，五六月。  a  <- 三 where 仄 is due; 四 where 平 is due; 月 does not rhyme" in first
@@ -395,6 +411,8 @@ def test_departures_are_marked_in_the_text(call, root, file):
     assert "out of form" in third and "〔三四五，〕六。  <- 3， where the form has 2，" in third
     assert "〔〕  <- the end where the form has 2，" in fourth
     assert "every tone kept" in fifth and "龘 is not in the corpus" in fifth
+    assert "every rhyme in its class but for 1 that the corpus never rhymes" in sixth
+    assert "<- 一 never rhymes in the corpus" in sixth
     assert "no form is known" in last
 
 
@@ -512,15 +530,33 @@ def test_poems_are_divided_by_whether_a_first_clause_rhymes_if_it_does_where_its
 def test_the_classes_repeat_and_do_not_depend_on_the_order():
     rng = random.Random(0)
     pairs = [(a, b) for group in RHYMES for a in group for b in group if a != b and rng.random() < 0.5]
-    first = rhyme_classes(Counter(pairs), {})
-    assert rhyme_classes(Counter(pairs[::-1]), {}) == first == rhyme_classes(Counter(b + a for a, b in pairs), {})
-    assert rhyme_classes(Counter({("东", "东"): 5}), {}) == {}  # a character that follows itself is no rhyme
+    first = communities(Counter(pairs), {})
+    assert communities(Counter(pairs[::-1]), {}) == first == communities(Counter(b + a for a, b in pairs), {})
+    assert communities(Counter({("东", "东"): 5}), {}) == {}  # a character that follows itself is no rhyme
 
 
 def test_characters_of_different_tones_are_in_no_class_together():
-    pairs = Counter({("东", "红"): 1, ("东", "月"): 5, ("月", "雪"): 1})  # without tones, 东 and 月 would be together
-    classes = rhyme_classes(pairs, {"东": 0.99, "红": 0.5, "月": 0.01})
-    assert classes["东"] == classes["红"] != classes["月"] == classes["雪"]
+    pairs = Counter({("东", "风"): 1, ("东", "月"): 5, ("月", "雪"): 1, ("东", "看"): 9, ("看", "月"): 9})
+    level = {"东": 0.99, "风": 0.99, "月": 0.01, "雪": 0.01, "看": 0.5}
+    first = communities(pairs, level)  # without tones, 看 would tie 东 and 月 together
+    assert first["东"] == first["风"] != first["月"] == first["雪"] and "看" not in first
+
+
+def test_a_character_is_of_every_class_with_which_it_rhymes_often():
+    """Of both its tones, and of two of one tone, but not of one that its class rhymes with as often."""
+    level = {**dict.fromkeys("东风中天年酒", 0.99), **dict.fromkeys("月雪", 0.01), "看": 0.5, "红": 0.98}
+    first = {"东": 0, "风": 0, "中": 0, "红": 0, "天": 1, "年": 1, "月": 2, "雪": 2}
+    groups = ["东风中红", "天年", "月雪"] * 30 + ["看天年", "看月雪", "看月雪", "东风酒", "天年酒", "天年酒"] * 5
+    groups += [
+        "东风中天年天",
+        "东中红天年",
+        "红月雪",
+        "东月雪",
+    ]  # poets cross classes; 红 has no second reading, 东 neither
+    classes = attach(first, groups, level)
+    assert classes["看"] == (2, 1) and classes["酒"] == (1, 0)  # the commonest first
+    assert all(classes[char] == (0,) for char in "东中红") and classes["天"] == (1,)
+    assert class_tones(classes, level) == ["平", "平", "仄"]
 
 
 TONAL = {"平": [chr(0x4E00 + i) for i in range(0, 300, 2)], "仄": [chr(0x4E00 + i) for i in range(1, 300, 2)]}
@@ -610,7 +646,7 @@ def test_prepare_learns_from_the_training_split_alone(tmp_path):
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 CHARS = "一二三四五六七八"
-CLASSES = {char: i for i, group in enumerate(RHYMES) for char in group}
+CLASSES = {char: (i,) for i, group in enumerate(RHYMES) for char in group}
 VOCABULARY = Vocabulary("".join(sorted({*"+\n。，、清平乐如梦令浣溪沙小大", *CHARS, *CLASSES})))
 LEVELS = {**dict.fromkeys("一三五七", 0.99), **dict.fromkeys("二四六", 0.01), "八": 0.5}
 LEVELS |= {char: 0.99 if i % 2 else 0.01 for i, group in enumerate(RHYMES) for char in group}
@@ -919,10 +955,27 @@ def test_of_such_a_tune_a_text_that_is_given_stands_as_far_as_it_goes(capsys):
 
 def test_of_a_class_of_both_tones_only_the_characters_of_the_places_tone_rhyme_there():
     a, b, c, *_ = CLASSES
-    mixed = dict.fromkeys((a, b, c), 0)
+    mixed = dict.fromkeys((a, b, c), (0,))
     forms = Forms({"小令": [form("1。1。", "aa", tones="平平")]}, mixed, {a: 0.99, b: 0.99, c: 0.01})
     rules = FormRules(forms, VOCABULARY)
     assert allowed_chars(begun(rules)) == {a, b} and allowed_chars(begun(rules, f"{c}。")) == {a, b}
+
+
+def test_a_character_of_two_classes_is_written_and_taken_in_both():
+    """As the tone of the place has it; a rhyme that is given leaves those of its classes that the others have, too."""
+    classes = {**dict.fromkeys("东红", (0,)), **dict.fromkeys("月雪", (1,)), "节": (0, 1), "天": (2, 1)}
+    level = {**dict.fromkeys("东红天", 0.99), **dict.fromkeys("月雪", 0.01), "节": 0.5}
+    rhymes = {"a": {0: 1, 1: 1, 2: 1}}
+    forms = {tone: form("1。1。", "aa", 9, tones=tone * 2, rhymes=rhymes) for tone in "平仄中"}
+    rules = {tone: FormRules(Forms({"小令": [own]}, classes, level), VOCABULARY) for tone, own in forms.items()}
+    assert allowed_chars(begun(rules["平"], "节。")) == {"东", "红"}
+    assert allowed_chars(begun(rules["仄"], "节。")) == {"月", "雪"}
+    assert allowed_chars(begun(rules["中"], "□。节。")) in ({"东", "红"}, {"月", "雪", "天"}, {"月", "雪"})
+    for body, fits in (("东。节。", True), ("雪。节。", True), ("天。节。", True), ("天。东。", False)):
+        assert bool(rules["中"].drafts("小令", body)) == fits
+    for tone in "平仄":
+        own = FormRules(rules[tone].forms, VOCABULARY, "", "节")
+        assert allowed_chars(begun(own)) == set("东红节" if tone == "平" else "月雪节")
 
 
 def test_a_rhyme_of_the_wrong_tone_is_refused_with_the_tunes_own():

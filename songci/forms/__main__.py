@@ -9,7 +9,7 @@ prepare.py learns the forms from the training split and writes them into DATA_RO
 the clauses of any edition, as long as they fill the template's sentences.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from pathlib import Path
 
 from songci.cli import ArgumentParser, UserError, run
@@ -128,7 +128,8 @@ def marked(tune: str, body: str, forms: Forms, vocabulary: Vocabulary) -> str:
         letters += letter
         if not ok:
             char = clause.text[-1]
-            faults.append(f"{char} " + ("does not rhyme" if char in vocabulary.chars else "is not in the corpus"))
+            known = "does not rhyme" if place not in result.unheard else "never rhymes in the corpus"
+            faults.append(f"{char} {known if char in vocabulary.chars else 'is not in the corpus'}")
         if clause.mark != "，" or place == len(clauses) - 1:
             lines.append(f"  {line}  {letters.strip('-')}".rstrip() + (f"  <- {'; '.join(faults)}" if faults else ""))
             line, letters, faults = "", "", []
@@ -153,10 +154,13 @@ def verdict(result: Check) -> str:
 
     found = ["in form" if result.form else "out of form"]
     found += ["punctuated otherwise"] * result.punctuated + ["cut otherwise"] * result.cut
-    wrong = sum(not ok for _, _, ok in rhymes(result))
+    bad = [place for _, place, ok in rhymes(result) if not ok]
+    wrong = len(set(bad) - result.unheard)
     doubtful = len(result.doubtful & {place for _, place, _ in rhymes(result)})
-    if wrong or not doubtful:
-        found.append(faults(wrong, "rhyme") if wrong else "every rhyme in its class")
+    if wrong:
+        found.append(faults(wrong, "rhyme"))
+    elif not doubtful:
+        found.append("every rhyme in its class" + (f" but for {len(bad)} that the corpus never rhymes" if bad else ""))
     if doubtful:
         found.append(f"{faults(doubtful, 'rhyme')} where too few poems rhyme to tell")
     if result.turned:
@@ -180,13 +184,16 @@ def rhymes_report(forms: Forms, val_text: str) -> str:
     endings = Counter(clause.text[-1] for _, body in poems for clause in read_clauses(body) if clause.mark == "。")
     by_class = Counter()
     for char, times in endings.items():
-        by_class[forms.classes.get(char, char)] += times  # an unknown character is a class by itself
+        by_class[forms.classes.get(char, (char,))[0]] += times  # an unknown character is a class by itself
     chance = sum(times**2 for times in by_class.values()) / max(1, endings.total()) ** 2
     lines.append(f"\nTwo of these endings at random are in one class with probability {chance:.1%}.\n")
-    classes = defaultdict(list)
-    for char, number in forms.classes.items():
-        classes[number].append(char)
-    lines += [f"{number + 1:3}  {len(chars):4} characters  {''.join(chars[:30])}" for number, chars in classes.items()]
+    for number, tone in enumerate(forms.class_tones):
+        first, second = (
+            [char for char, own in forms.classes.items() if number in own and (number == own[0]) == is_first]
+            for is_first in (True, False)
+        )
+        also = f"  also {''.join(second[:10])}" if second else ""
+        lines.append(f"{number + 1:3} {tone} {len(first):4} characters  {''.join(first[:30])}{also}")
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from songci.forms.poems import Clause, cuts, pattern, read_clauses, recut
+from songci.forms.rhymes import common_class
 from songci.forms.templates import Forms, Template
 from songci.forms.tones import EITHER, contrary, nearness, tone_of
 
@@ -24,7 +25,8 @@ class Check:
     cut: whether it is in form, for its characters fill the template's sentences, but with other marks within them.
     rhymes: {letter: [(place of the clause, its last character, whether it is in the group's class)]}; the group's class
     is the commonest in it. doubtful: the places of those that are not, but that too few poems show to be a fault; they
-    count as if they were. turned: the tone of the poem's rhymes, if those of the template have the other one.
+    count as if they were. unheard: the clauses among these whose last character the corpus never rhymes: they count as
+    not fitting, but prove no fault. turned: the tone of the poem's rhymes, if those of the template have the other one.
     tones: of a poem in form, (place of the clause, place in it, the tone due, whether it is kept) for each fixed place
     with a character of one tone; of one with `turned` rhymes, none, for its tones are others throughout.
     """
@@ -40,6 +42,7 @@ class Check:
     turned: str = ""
     rhymes: dict[str, list[tuple[int, str, bool]]] = field(default_factory=dict)
     tones: list[tuple[int, int, str, bool]] = field(default_factory=list)
+    unheard: frozenset[int] = frozenset()
 
     @property
     def form(self) -> bool:
@@ -79,7 +82,7 @@ def check(tune: str, body: str, forms: Forms) -> Check:
         place = shared(clauses, best)
         have, want = ("{}{}".format(*form[place]) if place < len(form) else "the end" for form in (found, best.clauses))
         departure = (place, have, want)
-    rhymes = _rhymes(clauses, best, forms.classes)
+    rhymes = _rhymes(clauses, best, forms)
     unproved = forms.doubtful(tune, best)
     doubtful = frozenset(
         place
@@ -88,8 +91,10 @@ def check(tune: str, body: str, forms: Forms) -> Check:
         if not fits and (best.ends[place] in unproved or contrary(tone_of(char, forms.level), turned))
     )
     rhymes = {letter: [(i, c, fits or i in doubtful) for i, c, fits in group] for letter, group in rhymes.items()}
+    never = {i for group in rhymes.values() for i, char, _ in group if char not in forms.classes}
     marks = kind == SAME and best.clauses != found
-    return Check(tune, clauses, best, number, departure, marks, kind == CUT, doubtful, turned, rhymes, tones)
+    unheard = frozenset(never - doubtful)
+    return Check(tune, clauses, best, number, departure, marks, kind == CUT, doubtful, turned, rhymes, tones, unheard)
 
 
 OTHER, CUT, SAME = range(3)  # a poem's clauses beside a template's: others, the same sentences, the same
@@ -155,7 +160,7 @@ def _tones(clauses: list[Clause], template: Template, level: dict[str, float]) -
     return [(i, n, due, tone == due) for (i, n, tone), due in pairs if EITHER not in (tone, due)]
 
 
-def _rhymes(clauses: list[Clause], template: Template, classes: dict[str, int]) -> dict[str, list]:
+def _rhymes(clauses: list[Clause], template: Template, forms: Forms) -> dict[str, list]:
     """The groups of a poem's rhymes, as in Check.rhymes, as far as the poem has the template's clauses."""
     groups = defaultdict(list)
     for place, (clause, letter) in enumerate(zip(clauses, template.rhyme_of, strict=False)):
@@ -163,21 +168,22 @@ def _rhymes(clauses: list[Clause], template: Template, classes: dict[str, int]) 
             groups[letter].append((place, clause.text[-1]))
     rhymes = {}
     for letter, members in groups.items():
-        known = Counter(classes[char] for _, char in members if char in classes)
-        of_group = known.most_common(1)[0][0] if known else None
-        # A character that the corpus never rhymes proves neither a fault nor a rhyme: it counts as not fitting
-        fits = [char in classes and classes[char] == of_group for _, char in members]
+        tone = template.rhyme_tone(letter)
+        in_tone = [number for number, own in enumerate(forms.class_tones) if not contrary(tone, own)]
+        of_group = common_class([char for _, char in members], forms.classes, in_tone)
+        fits = [of_group in forms.classes.get(char, ()) for _, char in members]
         rhymes[letter] = [(place, char, fit) for (place, char), fit in zip(members, fits, strict=True)]
     return rhymes
 
 
 def rhyme_pairs(result: Check, forms: Forms) -> list[bool]:
-    """For any two neighbouring rhymes of a group that are different characters: whether they are in one class.
+    """For any two neighbouring rhymes of a group that are different characters: whether some class has both.
 
     A character without a class is never in the other's.
     """
     pairs = [pair for group in result.rhymes.values() for pair in pairwise(char for _, char, _ in group)]
-    return [a in forms.classes and forms.classes[a] == forms.classes.get(b) for a, b in pairs if a != b]
+    own = forms.classes
+    return [not set(own.get(a, ())).isdisjoint(own.get(b, ())) for a, b in pairs if a != b]
 
 
 def agreement(poems: Iterable[tuple[str, str]], forms: Forms) -> dict[str, tuple[int, int]]:

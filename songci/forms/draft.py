@@ -1,25 +1,28 @@
 """A poem in one template as far as it stands: what is written of it, and what is given of the rest."""
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
 
 from songci.forms.poems import BLANK, MARKS, Clause, cuts, is_character
+from songci.forms.rhymes import Classes
 from songci.forms.templates import Template
 
 
 class Draft:
-    """The beginning of a poem in one template, by the classes of rhymes {character: class}.
+    """The beginning of a poem in one template, by the rhyme classes of characters.
 
-    at: the number of slots filled; groups: the classes of its rhymes so far, by letter; rhymed: the rhyme characters;
+    at: the number of slots filled; groups: the classes that all rhymes of a letter so far have; rhymed: the rhymes;
     same_marks: whether all its marks are those of the template, not 。 or 、 for ， or the other way round.
     doubtful: the clauses whose rhyme may be none, so that what is given there need not rhyme.
     given: {slot: what has to stand there}; pauses: the slots before which 、 has to; laid: the number of slots of a
     text with blanks that is given, in which there is no other 、.
     """
 
-    def __init__(self, template: Template, classes: dict[str, int], doubtful: frozenset[int] = frozenset()):
+    def __init__(self, template: Template, classes: Classes, doubtful: frozenset[int] = frozenset()):
         self.template, self.classes = template, classes
-        self.at, self.groups, self.rhymed = 0, {}, ""
+        self.at, self.rhymed = 0, ""
+        self.groups: dict[str, frozenset[int]] = {}
         self.paused = False
         self.same_marks, self.doubtful = True, doubtful
         self.given: dict[int, str] = {}
@@ -57,6 +60,13 @@ class Draft:
             self.laid, (self.at, self.paused) = self.at, blank
         return True
 
+    def join(self, letter: str, own: Iterable[int]) -> bool:
+        """Leaves a group of rhymes the classes that are among its own and these; returns whether there are any."""
+        left = self.groups.get(letter, frozenset(own)).intersection(own)
+        if left:
+            self.groups[letter] = left
+        return bool(left)
+
     def take(self, char: str) -> bool:
         """Goes on with a character, if it fits; returns whether it does."""
         slots, mark = self.template.slots, MARKS.get(char)
@@ -75,8 +85,7 @@ class Draft:
         if mark is not None:
             self.same_marks &= mark == due.mark
         elif due.rhyme and char != BLANK:
-            own = self.classes.get(char)
-            if own is not None and self.groups.setdefault(due.rhyme, own) == own:
+            if self.join(due.rhyme, self.classes.get(char, ())):
                 self.rhymed += char
             elif due.clause not in self.doubtful:
                 return False

@@ -2,12 +2,14 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from songci.forms.poems import pattern, read_clauses
+from songci.forms.rhymes import Classes, attach, class_tones, common_class, communities
 from songci.forms.templates import Forms, Template
 from songci.forms.tones import EITHER, MIN_POEMS, contrary, fixed, fixed_tone, learn_tones, nearest, tone_of
 
@@ -49,7 +51,8 @@ def learn(poems: Iterable[tuple[str, str]]) -> Forms:
         neighbours.update(pairwise(clause.text[-1] for clause in clauses if clause.mark == "。"))
         plain.append((tune, text))
     level, tones = learn_tones(plain)
-    classes = rhyme_classes(neighbours, level)
+    first = communities(neighbours, level)
+    classes = attach(first, list(rhyme_groups(seen, first)), level)
     shared = {tune for (tune, _), own in seen.items() if len(own) >= MIN_SUPPORT}
     tunes = defaultdict(list)
     for (tune, clauses), own in seen.items():
@@ -62,14 +65,15 @@ def learn(poems: Iterable[tuple[str, str]]) -> Forms:
 
 
 def _templates(
-    clauses: Clauses, poems: list[Poem], variants: list[str], classes: dict[str, int], level: dict[str, float]
+    clauses: Clauses, poems: list[Poem], variants: list[str], classes: Classes, level: dict[str, float]
 ) -> Iterator[Template]:
     """A template for the poems of one pattern in each of the variants of tones, and of rhymes."""
+    first, class_tone = {char: own[0] for char, own in classes.items()}, class_tones(classes, level)
     by_tones = defaultdict(list)
     for poem in poems:
         by_tones[nearest(poem.text, variants, level)].append(poem)
     for tones, alike in by_tones.items():
-        parts = by_rhyme(clauses, alike, classes, level)
+        parts = by_rhyme(clauses, alike, first, level)
         if len(parts) > 1:
             of_parts = fixed({("", 0): [[poem.text for poem in part] for part in parts]}, level)["", 0]
         else:
@@ -78,11 +82,11 @@ def _templates(
             breaks = Counter(i for poem in part for i in poem.breaks)
             breaks = frozenset(i for i, count in breaks.items() if count > len(part) / 2)
             endings = [poem.ends for poem in part[:MAX_ENDINGS]]
-            scheme, repeats = rhyme_scheme(clauses, endings, classes), refrains(clauses, endings)
+            scheme, repeats = rhyme_scheme(clauses, endings, first), refrains(clauses, endings)
             pauses = frozenset().union(*(poem.pauses for poem in part))
             known = of_part or rhyme_tones(clauses, scheme, endings, level)
-            rhymes = rhyme_counts(scheme, endings, classes)
-            yield Template(clauses, len(part), scheme, pauses, breaks, repeats, known, rhymes)
+            template = Template(clauses, len(part), scheme, pauses, breaks, repeats, known)
+            yield replace(template, rhymes=rhyme_counts(template, endings, classes, class_tone))
 
 
 def by_rhyme(clauses: Clauses, poems: list[Poem], classes: dict[str, int], level: dict[str, float]) -> list[list[Poem]]:
@@ -124,13 +128,17 @@ def rhyme_tones(clauses: Clauses, scheme: str, endings: list[str], level: dict[s
     )
 
 
-def rhyme_counts(scheme: str, endings: list[str], classes: dict[str, int]) -> dict[str, dict[int, int]]:
+def rhyme_counts(
+    template: Template, endings: list[str], classes: Classes, class_tone: list[str]
+) -> dict[str, dict[int, int]]:
     """For each letter of the scheme, {class: number of poems most of whose rhymes there are of it}, commonest first."""
     counts = {}
-    for letter in sorted(set(scheme) - {"-"}):
-        chars = [[char for char, other in zip(ending, scheme, strict=True) if other == letter] for ending in endings]
-        known = [Counter(classes[char] for char in own if char in classes).most_common(1) for own in chars]
-        counts[letter] = dict(Counter(most[0][0] for most in known if most).most_common())
+    for letter in sorted(set(template.scheme) - {"-"}):
+        tone = template.rhyme_tone(letter)
+        in_tone = [k for k, of_class in enumerate(class_tone) if not contrary(tone, of_class)]
+        places = [i for i, other in enumerate(template.scheme) if other == letter]
+        found = (common_class([ending[i] for i in places], classes, in_tone) for ending in endings)
+        counts[letter] = dict(Counter(number for number in found if number is not None).most_common())
     return counts
 
 
@@ -144,32 +152,21 @@ def refrains(clauses: Clauses, endings: list[str]) -> frozenset[int]:
     )
 
 
-def rhyme_classes(neighbours: Counter, level: dict[str, float]) -> dict[str, int]:
-    """Classes of characters that rhyme, from how often two of them end neighbouring 。-clauses: {(a, b): times}.
-
-    The communities of the graph of these pairs (Louvain: Blondel et al. 2008), since most neighbours rhyme; pairs of
-    different tones, by the characters' P(level), do not. The largest class is number 0, and in a class the characters
-    that rhyme most come first.
-    """
-    from networkx import Graph  # here, for it takes a while to import and sampling does not need it
-    from networkx.algorithms.community import louvain_communities
-
-    graph = Graph()
-    for (a, b), times in sorted(neighbours.items()):
-        if a != b and not contrary(tone_of(a, level), tone_of(b, level)):
-            before = graph.get_edge_data(a, b, {"weight": 0})["weight"]
-            graph.add_edge(a, b, weight=before + times)
-    if not graph:
-        return {}
-    communities = sorted(louvain_communities(graph, seed=1), key=lambda chars: (-len(chars), min(chars)))
-    weight = dict(graph.degree(weight="weight"))
-    return {c: i for i, chars in enumerate(communities) for c in sorted(chars, key=lambda c: (-weight[c], c))}
+def rhyme_groups(seen: dict[tuple[str, Clauses], list[Poem]], first: dict[str, int]) -> Iterator[str]:
+    """The characters of each group of rhymes in the poems of the forms that several have."""
+    for (_, clauses), poems in seen.items():
+        if len(poems) < MIN_SUPPORT:
+            continue
+        scheme = rhyme_scheme(clauses, [poem.ends for poem in poems[:MAX_ENDINGS]], first)
+        for letter in sorted(set(scheme) - {"-"}):
+            places = [i for i, other in enumerate(scheme) if other == letter]
+            yield from ("".join(poem.ends[i] for i in places) for poem in poems)
 
 
 def rhyme_scheme(clauses: Clauses, endings: list[str], classes: dict[str, int]) -> str:
     """Which clauses rhyme in the poems of a template, such as "-a-a" or "aa-a".
 
-    endings: of each poem, the last character of each clause; classes: those of rhyme_classes().
+    endings: of each poem, the last character of each clause; classes: the first one of each character.
     A clause joins the group with which it agrees best, if it does so clearly more often than not; those with ， come
     last, for they begin no group.
     """

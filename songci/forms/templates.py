@@ -3,7 +3,7 @@
 import difflib
 import json
 import re
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from songci.cli import UserError, atomic_write
 from songci.forms.poems import read_clauses
-from songci.forms.tones import EITHER, LEVEL, OBLIQUE
+from songci.forms.rhymes import Classes, class_tones
+from songci.forms.tones import EITHER
 
 MIN_SHARE = 0.005  # of a tune's poems must stand in a template for it to be written; see docs/results.md
 PROOF = 4  # poems that must show a rhyme before one that lacks it is at fault
@@ -105,13 +106,13 @@ class Template:
 class Forms:
     """What is known of a corpus's tunes.
 
-    tunes: the templates of each, commonest first; classes: the rhyme class of each character that was seen to rhyme;
-    level: P(level tone) of each character, empty if the corpus is too small to tell; unseen: tunes of which the corpus
-    has poems in its validation split alone.
+    tunes: the templates of each, commonest first; classes: those of each character that was seen to rhyme, the one in
+    which it rhymes most first; level: P(level tone) of each character, empty if the corpus is too small to tell;
+    unseen: tunes of which the corpus has poems in its validation split alone.
     """
 
     tunes: dict[str, list[Template]] = field(default_factory=dict)
-    classes: dict[str, int] = field(default_factory=dict)
+    classes: Classes = field(default_factory=dict)
     level: dict[str, float] = field(default_factory=dict)
     unseen: frozenset[str] = frozenset()
 
@@ -152,20 +153,18 @@ class Forms:
     @cached_property
     def class_tones(self) -> list[str]:
         """The tone of each rhyme class."""
-        levels = defaultdict(list)
-        for char, number in self.classes.items():
-            levels[number].append(self.level.get(char, 0.5))
-        means = [sum(levels[number]) / len(levels[number]) for number in range(len(levels))]
-        return [EITHER if not self.level else LEVEL if mean > 0.5 else OBLIQUE for mean in means]
+        return class_tones(self.classes, self.level)
 
     def save(self, path: Path) -> None:
         """Writes forms.json."""
-        by_class = defaultdict(list)
-        for char, number in self.classes.items():
-            by_class[number].append(char)
+        by_class = [["", ""] for _ in self.class_tones]  # the characters of which it is the first, and the others
+        for char, own in self.classes.items():
+            for number in own:
+                by_class[number][number != own[0]] += char
         content = {
             "tunes": {tune: [_to_json(t) for t in templates] for tune, templates in self.tunes.items()},
-            "rhyme_classes": ["".join(by_class[number]) for number in sorted(by_class)],
+            "rhyme_classes": [first for first, _ in by_class],
+            "second_classes": [second for _, second in by_class],
             "level": {char: round(p, 4) for char, p in self.level.items()},
             "unseen": sorted(self.unseen),
         }
@@ -181,7 +180,9 @@ class Forms:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             tunes = {tune: [_from_json(**fields) for fields in found] for tune, found in content["tunes"].items()}
-            classes = {char: i for i, chars in enumerate(content["rhyme_classes"]) for char in chars}
+            classes = {char: (i,) for i, chars in enumerate(content["rhyme_classes"]) for char in chars}
+            for i, chars in enumerate(content["second_classes"]):
+                classes |= {char: (*classes[char], i) for char in chars}
             level = {char: float(p) for char, p in content["level"].items()}
             unseen = frozenset(content.get("unseen", []))
         except (ValueError, LookupError, TypeError, AttributeError) as error:

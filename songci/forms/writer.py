@@ -40,7 +40,13 @@ class FormRules:
         # (V,) what each token is
         self._codes = np.array([ord(char) for char in chars])  # numpy takes the string "\0" for an empty one
         self._marks = np.array([MARKS.get(char, "") for char in chars])
-        self._classes = np.array([forms.classes.get(char, -1) for char in chars])
+        # (V, classes): whether it is of the class, and whether that is the one of its tone in which it rhymes most
+        self._classes, self._best = np.zeros((2, len(chars), len(forms.class_tones)), bool)
+        for i, char in enumerate(chars):
+            best: dict[str, int] = {}
+            for number in forms.classes.get(char, ()):
+                self._classes[i, number] = True
+                self._best[i, number] = best.setdefault(forms.class_tones[number], number) == number
         countable = np.array([is_character(char) and char != BLANK for char in chars])
         own = [tone_of(char, forms.level) for char in chars]
         self._toned = {tone: countable & [not contrary(tone, of_char) for of_char in own] for tone in "平仄中"}
@@ -65,14 +71,16 @@ class FormRules:
             return (self._marks == mark) | (self._codes == ord(mark))
         return self._toned[tone]
 
-    def rhyming(self, number: int | None, group_tone: str, tone: str) -> np.ndarray:
-        """(V,) True for the characters of a rhyme class, or of any class of the group's tone, that have the tone.
+    def rhyming(self, numbers: frozenset[int] | None, group_tone: str, tone: str) -> np.ndarray:
+        """(V,) True for the characters of rhyme classes, or of any class of the group's tone, that have the tone.
 
-        If none has, the tone gives way.
+        A character of several classes of one tone is written in the one where it rhymes most. If none has the tone,
+        the tone gives way.
         """
         own = [i for i, of_class in enumerate(self.forms.class_tones) if not contrary(of_class, group_tone)]
-        in_class = np.isin(self._classes, own if number is None else [number])
-        in_class = in_class if in_class.any() else self._classes >= 0
+        chosen = own if numbers is None else sorted(numbers)
+        found = (self._best[:, chosen], self._classes[:, chosen], self._classes)
+        in_class = next((some.any(1) for some in found if some.any()), self._classes.any(1))
         toned = in_class & self._toned[tone]
         return toned if toned.any() else in_class
 
@@ -86,29 +94,31 @@ class FormRules:
         return {number: count / counts.total() for number, count in counts.items()}
 
     def draw_rhymes(self, draft: Draft, uniform: Callable[[], float]) -> None:
-        """Gives each group of rhymes that has no class yet one of its tone, as often as the template's poems have it.
+        """Gives each group of rhymes one of the classes of its tone that it may have, as often as the poems have it.
 
         Or any, as often as the corpus has it, as if one poem more had drawn it so. Two groups get two classes.
         """
         template = draft.template
-        for letter in sorted(set(template.scheme) - {"-"} - draft.groups.keys()):
-            tone = template.rhyme_tone(letter)
+        for letter in sorted(set(template.scheme) - {"-"}, key=lambda letter: (letter not in draft.groups, letter)):
+            tone, own = template.rhyme_tone(letter), draft.groups.get(letter)
+            taken = set().union(*(of for other, of in draft.groups.items() if other != letter))
             weights = {
                 number: template.rhymes.get(letter, {}).get(number, 0) + share
                 for number, share in self.rhyme_shares.items()
-                if number not in draft.groups.values() and not contrary(tone, self.forms.class_tones[number])
+                if (number in own if own else number not in taken)
+                and not contrary(tone, self.forms.class_tones[number])
             }
             if weights:
-                draft.groups[letter] = weighted(weights, uniform())
+                draft.groups[letter] = frozenset({weighted(weights, uniform())})
 
     def settle(self, draft: Draft) -> bool:
         """Whether --acrostic and --rhyme can be kept in the draft, whose groups get the classes that they ask for."""
-        groups, template = draft.groups, draft.template
+        template = draft.template
         if self.rhyme:
-            letter, number = template.longest_group, self.forms.classes[self.rhyme]
-            if not letter or groups.setdefault(letter, number) != number:
-                return False
-            if contrary(template.rhyme_tone(letter), self.forms.class_tones[number]):
+            letter, tones = template.longest_group, self.forms.class_tones
+            tone = template.rhyme_tone(letter)
+            own = [number for number in self.forms.classes[self.rhyme] if not contrary(tone, tones[number])]
+            if not letter or not draft.join(letter, own):
                 return False
         begins = draft.begins()
         if len(begins) < len(self.acrostic):
@@ -116,8 +126,8 @@ class FormRules:
             if len(begins) != len(self.acrostic):
                 return False
         for char, i in zip(self.acrostic, begins, strict=False):
-            letter, own = template.slots[i].rhyme, self.forms.classes.get(char)
-            if letter and (own is None or groups.setdefault(letter, own) != own):  # a sentence of one character
+            letter = template.slots[i].rhyme
+            if letter and not draft.join(letter, self.forms.classes.get(char, ())):  # a sentence of one character
                 return False
             draft.given[i] = char
         return True
@@ -237,10 +247,11 @@ class FormWriter:
         if most < len(rules.acrostic):
             return self._misfit_acrostic(tune, tried)
         if rules.rhyme and not any(draft.groups for draft in tried):
-            tone = NAMES.get(rules.forms.class_tones[rules.forms.classes[rules.rhyme]])
+            own = {NAMES.get(rules.forms.class_tones[number]) for number in rules.forms.classes[rules.rhyme]}
             kinds = {NAMES.get(draft.template.rhyme_tone(draft.template.longest_group)) for draft in tried} - {None}
-            if tone and kinds and tone not in kinds:
-                return f"--rhyme {rules.rhyme}: it is {tone}, and the rhymes of {tune} are {' or '.join(sorted(kinds))}"
+            if None not in own and kinds and not own & kinds:
+                of_char, due = (" or ".join(sorted(tones)) for tones in (own, kinds))
+                return f"--rhyme {rules.rhyme}: it is {of_char}, and the rhymes of {tune} are {due}"
         given = " with the text that is given" if body.strip() else ""
         return f"no template of {tune} has {self._wishes()}{given}"
 
