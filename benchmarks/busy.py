@@ -12,8 +12,11 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+
+from sampling import made_run
 
 HERE = Path(__file__).parent
 # Ours decides by itself how its threads wait; the plain way has what libgomp does without being told.
@@ -27,18 +30,18 @@ WAYS = {
 TEXTS = {"ours": 10, "plain": 1}  # written at once, or one after another
 
 
-def speed(task: str, way: str) -> float:
-    """Tokens a second of one process."""
+def speed(task: str, way: str, run: Path) -> float:
+    """Tokens a second of one process. run: the folder of a model to write with."""
     env, command = WAYS[task, way]
     if task == "sampling":
-        command = [*command, "--preset", "mini", "--texts", str(TEXTS[way])]
+        command = [*command, "--run", run, "--texts", str(TEXTS[way])]
     script, *flags = command
     env = {**os.environ, **env}
     done = subprocess.run(
         [sys.executable, HERE / script, *flags], capture_output=True, encoding="utf-8", check=True, env=env
     )
     result = json.loads(done.stdout.splitlines()[-1])
-    return result if task == "training" else TEXTS[way] * int(flags[flags.index("--tokens") + 1]) / result[0]
+    return result if task == "training" else result[0] / result[1]
 
 
 def main() -> None:
@@ -46,17 +49,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="how often each is measured; the table has the medians")
     args = parser.parse_args()
     speeds = {}
-    for _ in range(args.rounds):
-        for busy in (0, 1, 2):
-            others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
-            time.sleep(0.5)
-            try:
-                for task, way in WAYS:
-                    speeds.setdefault((task, way, busy), []).append(speed(task, way))
-            finally:
-                for other in others:
-                    other.kill()
-                    other.wait()
+    with tempfile.TemporaryDirectory() as folder:
+        run = made_run(Path(folder) / "mini", "mini")
+        for _ in range(args.rounds):
+            for busy in (0, 1, 2):
+                others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(busy)]
+                time.sleep(0.5)
+                try:
+                    for task, way in WAYS:
+                        speeds.setdefault((task, way, busy), []).append(speed(task, way, run))
+                finally:
+                    for other in others:
+                        other.kill()
+                        other.wait()
     print("| tokens a second | idle | beside one | share | beside two | share |\n|---|---|---|---|---|---|")
     for task, way in WAYS:
         idle, one, two = (statistics.median(speeds[task, way, busy]) for busy in (0, 1, 2))

@@ -15,10 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from lookahead import as_if_written
-from songci.generation import FORM_CONTROLS, Text
-from songci.samples import finished
 
-import songci  # noqa: F401  (before torch: it says how torch's threads wait)
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, read_splits
 from songci.evaluate import draw_poems, table
 from songci.forms.check import check
@@ -26,8 +23,11 @@ from songci.forms.poems import BLANK, is_character
 from songci.forms.scores import mean
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
-from songci.training.checkpoint import load_model
-from songci.training.device import choose_device, seed_of
+from songci.machine import seed_of
+from songci.runs import load_trained
+from songci.writing.decoder import Decoder
+from songci.writing.generation import FORM_CONTROLS, Text
+from songci.writing.samples import Request, complete
 
 
 def blanked(text: str) -> str:
@@ -60,7 +60,7 @@ def given(text: Text, draft: str) -> list[float]:
     first, written = draft.index(BLANK), str(text).partition("\n")[2]
     offset = len(written.rstrip("\n")) - len(text.new)  # what stands in the prompt
     places = [i for i, char in enumerate(draft) if i > first and is_character(char) and char != BLANK]
-    return [text.records[i - offset][0] for i in places]
+    return [text.records[i - offset].log_prob for i in places]
 
 
 def main() -> None:
@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--poems", type=int, default=200)
     parser.add_argument("--particles", type=int, nargs="+", default=[1, 4, 16])
     args = parser.parse_args()
-    forms, trained = Forms.load(args.data_root), load_model(args.ckpt_path, choose_device("cpu"), args.data_root)
+    forms, trained = Forms.load(args.data_root), load_trained(args.ckpt_path, args.data_root)
     rules = FormRules(forms, trained.vocabulary)
     held_out = draw_poems(read_splits(args.data_root)[1], forms, 10**4, 1)
     whole = [(tune, body.strip()) for tune, body in held_out if check(tune, body, forms).rhyme]
@@ -83,17 +83,19 @@ def main() -> None:
             p for text, draft in zip(read, drafts[name], strict=True) if BLANK in draft for p in given(text, draft)
         ]
         rows["people"].append(f"{-mean(found):.3f}")
+    model = Decoder(trained.config, trained.weights)
     for particles in args.particles:
+        request = Request("", rules=rules, controls=FORM_CONTROLS, particles=particles, with_likelihood=True)
         rows[str(particles)] = []
         for name in WAYS:
-            found, size = [], max(1, 100 // particles)
+            found, size = [], request.texts_at_once
             for first in range(0, len(poems), size):
                 some = [
                     (Text(trained, f"+++{tune}\n{draft}", seed_of(1, i, 0), rules=rules), draft)
                     for i, ((tune, _), draft) in enumerate(zip(poems, drafts[name], strict=True))
                     if first <= i < first + size and BLANK in draft
                 ]
-                finished(trained, [text for text, _ in some], FORM_CONTROLS, True, particles)
+                complete(model, [text for text, _ in some], request)
                 found += [p for text, draft in some for p in given(text, draft)]
             rows[str(particles)].append(f"{-mean(found):.3f}")
     print(table("particles", WAYS, rows))

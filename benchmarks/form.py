@@ -19,12 +19,6 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import songci  # noqa: F401  (before torch: it says how torch's threads wait)
-
-# isort: split
-from songci.generation import DEFAULT, FORM_CONTROLS
-from songci.samples import samples
-
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, read_splits
 from songci.forms import tones
 from songci.forms.check import Check, check
@@ -32,8 +26,9 @@ from songci.forms.poems import pattern, read_clauses, read_poems
 from songci.forms.scores import commonest
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
-from songci.training.checkpoint import load_model
-from songci.training.device import choose_device
+from songci.runs import load_trained
+from songci.writing.generation import DEFAULT, FORM_CONTROLS
+from songci.writing.samples import Request, Sample, samples
 
 
 def row(name: str, people: str, checks: list[Check], forms: Forms, seconds: float) -> str:
@@ -74,7 +69,7 @@ def main() -> None:
     poems = list(read_poems(read_splits(args.data_root)[0]))
     if args.control:
         return control(poems)
-    forms, trained = Forms.load(args.data_root), load_model(args.ckpt_path, choose_device("cpu"), args.data_root)
+    forms, trained = Forms.load(args.data_root), load_trained(args.ckpt_path, args.data_root)
     patterns = defaultdict(Counter)
     for tune, body in poems:
         patterns[tune][pattern(read_clauses(body))] += 1
@@ -82,9 +77,9 @@ def main() -> None:
     tunes = common if args.every else common[: args.commonest]
     rules = FormRules(forms, trained.vocabulary)
 
-    def written(tune: str, free: bool) -> list:
-        ways = {"controls": DEFAULT, "poem": True} if free else {"controls": FORM_CONTROLS, "rules": rules}
-        return list(samples(trained, f"+++{tune}\n", args.num_samples, 400, **ways))
+    def written(tune: str, free: bool) -> list[Sample]:
+        ways = {"controls": DEFAULT, "stop_at_poem_end": True} if free else {"controls": FORM_CONTROLS, "rules": rules}
+        return list(samples(trained, Request(f"+++{tune}\n", args.num_samples, 400, **ways)))
 
     if args.speed:
         for _ in range(3):

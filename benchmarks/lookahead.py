@@ -10,20 +10,16 @@ class. Jaccard: of the bigrams of two poems of a tune. People: poems of the same
 """
 
 import argparse
+import math
 import sys
 import time
 from collections import Counter, defaultdict
 from itertools import combinations
 from pathlib import Path
 
-import torch
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from songci.cache import KVCache
-from songci.generation import FORM_CONTROLS, Step, Text, next_logits
-from songci.samples import finished
-
-import songci  # noqa: F401  (before torch: it says how torch's threads wait)
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, read_splits
 from songci.evaluate import table
 from songci.forms.check import check
@@ -33,8 +29,11 @@ from songci.forms.rhymes import common_class
 from songci.forms.scores import diversity, han, mean
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
-from songci.training.checkpoint import Trained, load_model
-from songci.training.device import choose_device, seed_of
+from songci.machine import seed_of
+from songci.runs import Trained, load_trained
+from songci.writing.decoder import Decoder
+from songci.writing.generation import FORM_CONTROLS, Step, Text, next_logits
+from songci.writing.samples import Request, complete
 
 
 def line_ends(body: str) -> list[str]:
@@ -52,15 +51,14 @@ def main_rhyme(tune: str, body: str, forms: Forms) -> int | None:
 def rhyme_costs(text: Text, rules: FormRules) -> list[float]:
     """What the form kept, as a log, at each rhyming place of a finished poem."""
     draft, costs = Draft(text.form.draft.template, rules.forms.classes), []
-    for token, (_, kept, _) in zip(text.new, text.records, strict=True):
+    for token, record in zip(text.new, text.records, strict=True):
         char, at = rules.vocabulary.chars[token], draft.at
         draft.take(char)
         if draft.at > at and draft.template.slots[draft.at - 1].rhyme:
-            costs.append(kept)
+            costs.append(record.log_mass)
     return costs
 
 
-@torch.inference_mode()
 def as_if_written(trained: Trained, poems: list[tuple[str, str]], rules: FormRules) -> list[Text]:
     """Poems by people, as far as they are in a form, as if the model had written them in it."""
     texts, bodies = [], []
@@ -75,12 +73,12 @@ def as_if_written(trained: Trained, poems: list[tuple[str, str]], rules: FormRul
             text.form.draft.groups = {letter: frozenset({of}) for letter, of in classes.items() if of is not None}
             texts.append(text)
             bodies.append(trained.vocabulary.encode(body.strip()).tolist())
-    cache = KVCache(trained.model, len(texts))
+    model = Decoder(trained.config, trained.weights).with_cache(len(texts))
     while rows := [i for i, text in enumerate(texts) if not text.done and len(text.new) < len(bodies[i])]:
         reading = [texts[i] for i in rows]
-        ids = torch.tensor([bodies[i][len(texts[i].new)] for i in rows])
-        logits = next_logits(trained.model, [text.context for text in reading], cache, rows)
-        Step(reading, logits, torch.stack([text.form.allowed() for text in reading]), ids).record()
+        ids = np.array([bodies[i][len(texts[i].new)] for i in rows])
+        logits = next_logits(model, [text.window for text in reading], rows, len(trained.vocabulary))
+        Step(reading, logits, logits, np.stack([text.form.allowed() for text in reading]), ids).record()
         for text, token in zip(reading, ids.tolist(), strict=True):
             text.append(token)
     return texts
@@ -88,14 +86,14 @@ def as_if_written(trained: Trained, poems: list[tuple[str, str]], rules: FormRul
 
 def row(poems: dict[str, list[str]], texts: list[Text], rules: FormRules, ends: set[str], seconds: float) -> list[str]:
     bodies = [(tune, body) for tune, of_tune in poems.items() for body in of_tune]
-    kept = [kept for text in texts for _, kept, _ in text.records]
+    kept = [record.log_mass for text in texts for record in text.records]
     costs = [cost for text in texts for cost in rhyme_costs(text, rules)]
     pairs = [(tune, *pair) for tune, of_tune in poems.items() for pair in combinations(of_tune, 2)]
     grams = {body: {han(body)[i : i + 2] for i in range(len(han(body)) - 1)} for _, body in bodies}
     rhymes = {body: main_rhyme(tune, body, rules.forms) for tune, body in bodies}
     return [
         f"{-mean(kept):.3f}",
-        f"{mean(cost < torch.tensor(0.01).log().item() for cost in costs):.1%}",
+        f"{mean(cost < math.log(0.01) for cost in costs):.1%}",
         f"{mean(end in ends for _, body in bodies for end in line_ends(body)):.1%}",
         f"{diversity(bodies)['distinct-1 per poem']:.1%}",
         f"{mean(len(grams[a] & grams[b]) / len(grams[a] | grams[b]) for _, a, b in pairs):.4f}",
@@ -113,7 +111,7 @@ def main() -> None:
     parser.add_argument("--particles", type=int, nargs="+", default=[1, 4, 8, 16, 64])
     parser.add_argument("--show", action="store_true", help="print the poems too")
     args = parser.parse_args()
-    forms, trained = Forms.load(args.data_root), load_model(args.ckpt_path, choose_device("cpu"), args.data_root)
+    forms, trained = Forms.load(args.data_root), load_trained(args.ckpt_path, args.data_root)
     rules = FormRules(forms, trained.vocabulary)
     training, held_out = (list(read_poems(part)) for part in read_splits(args.data_root))
     ends = {end for _, body in training for end in line_ends(body)}
@@ -123,14 +121,17 @@ def main() -> None:
     for text in read:
         people[text.start[3:-1]].append(str(text).partition("\n")[2])
     rows = {f"people, {len(read)} poems": row(people, read, rules, ends, float("nan"))}
+    model = Decoder(trained.config, trained.weights)
     for particles in args.particles:
+        request = Request("", rules=rules, controls=FORM_CONTROLS, particles=particles, with_likelihood=True)
+        size = request.texts_at_once
         poems, texts, start = {}, [], time.perf_counter()
         for number, tune in enumerate(tunes):
             of_tune = [
                 Text(trained, f"+++{tune}\n", seed_of(1, number, i), rules=rules) for i in range(args.num_samples)
             ]
-            for i in range(0, args.num_samples, max(1, 100 // particles)):
-                finished(trained, of_tune[i : i + max(1, 100 // particles)], FORM_CONTROLS, True, particles)
+            for i in range(0, args.num_samples, size):
+                complete(model, of_tune[i : i + size], request)
             poems[tune] = [str(text).partition("\n")[2] for text in of_tune]
             texts += of_tune
         rows[f"{particles}"] = row(poems, texts, rules, ends, time.perf_counter() - start)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from songci.evaluate import table
-from songci.training.loss import perplexity
+from songci.runs import perplexity
 
 ROOT = Path(__file__).parent.parent
 

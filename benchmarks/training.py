@@ -31,9 +31,10 @@ import torch
 
 import train
 from model import PRESETS
+from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, load_dataset
 from songci.corpus.windows import ScoredWindows, stack_windows, title_ids
+from songci.runs import perplexity
 from songci.training.device import keep_large_blocks
-from songci.training.loss import perplexity
 from songci.training.measure import mean_loss
 from songci.training.threads import considerate_threads
 
@@ -60,7 +61,7 @@ class Yardstick(torch.nn.Module):
         return self.gpt2(ids, use_cache=False).logits, []
 
     def features(self, ids):
-        return self.gpt2.transformer(ids, use_cache=False).last_hidden_state
+        return self.gpt2.transformer(ids, use_cache=False).last_hidden_state, []
 
 
 class YardstickTrainer:
@@ -104,7 +105,7 @@ def trainer_by_name(name: str, data_root: str, seed: int, iters: int):
     }
     if name in flags:
         return our_trainer(data_root, "--seed", seed, "--iters", iters, *flags[name])
-    vocabulary, tokens, _ = train.load_dataset(data_root)
+    vocabulary, tokens, _ = load_dataset(data_root)
     return YardstickTrainer(len(vocabulary), tokens, seed, iters)
 
 
@@ -116,7 +117,7 @@ def first_64(poems: ScoredWindows) -> ScoredWindows:
 
 def measure(model, data_root: str) -> dict[str, float]:
     """Perplexities on the validation split: of the first 64 characters of poems, of whole poems, of the stream."""
-    vocabulary, _, tokens = train.load_dataset(data_root)
+    vocabulary, _, tokens = load_dataset(data_root)
     poems = ScoredWindows.of_poems(tokens, title_ids(vocabulary), model.config.max_seq_len)
     return {
         "first 64": perplexity(mean_loss(model, tokens, first_64(poems), 64)),
@@ -128,7 +129,7 @@ def measure(model, data_root: str) -> dict[str, float]:
 def quality_run(name: str, data_root: str, seed: int, iters: int) -> dict:
     """One whole run: its seconds, its measures at the end, and the stream loss along the way."""
     trainer, seconds, curve = trainer_by_name(name, data_root, seed, iters), 0.0, []
-    _, _, tokens = train.load_dataset(data_root)
+    _, _, tokens = load_dataset(data_root)
     for iteration in range(1, iters + 1):
         start = time.perf_counter()
         trainer.iterate()
@@ -198,7 +199,7 @@ def speed(args) -> None:
     peak = statistics.median(peaks)
     print(f"{torch.get_num_threads()} threads, ours in {dtype}, matmul peak {peak / 1e9:.0f} GFLOP/s\n")
     print("| run | ms an iteration | tokens/s | ratio to the yardstick | share of the peak |\n|---|---|---|---|---|")
-    flops = flops_of_iteration(len(train.load_dataset(args.data_root)[0]))
+    flops = flops_of_iteration(len(load_dataset(args.data_root)[0]))
     for name in names:
         seconds = statistics.median(times[name])
         ratio = statistics.median(y / t for y, t in zip(times["yardstick"], times[name], strict=True))
@@ -288,7 +289,7 @@ def main() -> None:
         "run": lambda a: print(json.dumps(quality_run(a.name, a.data_root, a.seed, a.iters))),
     }
     parser.add_argument("--part", choices=[*parts, *inner], default="speed", help="which table")
-    parser.add_argument("--data_root", default=train.DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
+    parser.add_argument("--data_root", default=DEFAULT_DATA_ROOT, help="the folder that prepare.py has filled")
     parser.add_argument("--iters", type=int, default=2000, help="iterations of a quality run")
     parser.add_argument("--seeds", type=int, default=3, help="quality runs of each kind")
     parser.add_argument("--rounds", type=int, default=7, help="turns of the speed comparison")
