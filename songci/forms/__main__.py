@@ -154,6 +154,7 @@ def verdict(result: Check) -> str:
     found.append(faults(wrong, "rhyme") if wrong else "every rhyme in its class")
     if bad and not wrong:
         found[-1] += f" but for {len(bad)} that the corpus never rhymes"
+    found += [f"rhymes {a} and {b} do not go together" for a, b in result.apart if result.form]
     if result.tones:
         found.append(faults(len(result.wrong), "tone") if result.wrong else "every tone kept")
     template = result.template
