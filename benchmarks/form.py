@@ -44,6 +44,36 @@ def row(name: str, people: str, checks: list[Check], forms: Forms, seconds: floa
     return f"| {name} | {people} | {' | '.join(f'{share:.1%}' for share in shares)} | {seconds:.1f} |"
 
 
+def rhyme_table(tunes: list[str], people: dict[str, list[Check]], ours: dict[str, list[Check]], forms: Forms) -> None:
+    """The share of each rhyme class among the groups of rhymes, people's and ours, each tune counting the same."""
+    shares = []
+    for checks in (people, ours):
+        total = Counter()
+        for tune in tunes:
+            classes = Counter(n for result in checks[tune] if result.form for n in result.classes.values() if n >= 0)
+            total.update({number: count / classes.total() for number, count in classes.items()})
+        shares.append({number: total[number] / total.total() for number in range(len(forms.class_tones))})
+    print("\n| class | tone | people | written | difference, points |\n|---|---|---|---|---|")
+    for number, tone in enumerate(forms.class_tones):
+        chars = "".join([char for char, (first, *_) in forms.classes.items() if first == number][:4])
+        theirs, own = (share[number] for share in shares)
+        print(f"| {chars} | {tone} | {theirs:.1%} | {own:.1%} | {100 * (own - theirs):+.1f} |")
+
+
+def joint_table(tunes: list[str], people: dict[str, list[Check]], ours: dict[str, list[Check]]) -> None:
+    """Poems with several groups of rhymes: with a class twice, and, where a form binds them, with groups of one 部."""
+    print("\n| tune | a class twice, people | written | groups together, people | written |\n|---|---|---|---|---|")
+    for tune in tunes:
+        twice, together = [], []
+        for checks in (people[tune], ours[tune]):
+            several = [result for result in checks if result.form and len(result.classes) > 1]
+            twice.append([len(set(result.classes.values())) < len(result.classes) for result in several])
+            together.append([not result.apart for result in several if result.template.bound])
+        if twice[0]:
+            cells = (f"{sum(found) / len(found):.1%} of {len(found)}" if found else "" for found in twice + together)
+            print(f"| {tune} | {' | '.join(cells)} |")
+
+
 def control(poems: list[tuple[str, str]]) -> None:
     """Tones learned from the training poems, and from the same with the characters of each poem shuffled."""
     plain = [(tune, "".join(clause.text for clause in read_clauses(body))) for tune, body in poems]
@@ -92,15 +122,19 @@ def main() -> None:
         return None
     print("| tune | commonest, people | commonest | in form | in rhyme | tones kept | no tone wrong | s |")
     print("|---|---|---|---|---|---|---|---|")
-    total, began = [], time.perf_counter()
+    ours, began = {}, time.perf_counter()
     for tune in tunes:
         start = time.perf_counter()
         checks = [check(tune, sample.text.partition("\n")[2], forms) for sample in written(tune, args.free)]
-        total += checks
+        ours[tune] = checks
         people = patterns[tune].most_common(1)[0][1] / patterns[tune].total()
         if not args.every:
             print(row(tune, f"{people:.1%}", checks, forms, time.perf_counter() - start), flush=True)
+    total = [result for checks in ours.values() for result in checks]
     print(row(f"{len(tunes)} tunes, {len(total):,} poems", "", total, forms, time.perf_counter() - began))
+    people = {tune: [check(tune, body, forms) for name, body in poems if name == tune] for tune in tunes}
+    rhyme_table(tunes, people, ours, forms)
+    joint_table(tunes, people, ours)
     return None
 
 

@@ -366,9 +366,7 @@ def test_marks_and_traditional_characters_are_read_as_those_of_the_corpus(folder
     paths = ["--text", file("text.txt", text), "--out", tmp_path / "page.html"]
     status, _, err = call(command, "--data_root", folder / DATA, "--ckpt_path", folder / RUN, *paths)
     assert status == 0 and drawn[0].text == POEM and len(set(text) - set(POEM)) > 5
-    assert (
-        "marks that the corpus lacks: . → 。, , → ，" in err and "traditional characters that the corpus lacks:" in err
-    )
+    assert "marks that the corpus lacks: . → 。, , → ，" in err and "spellings that the corpus lacks:" in err
 
 
 def test_a_long_text_is_cut_and_the_terminal_and_the_page_say_so(folder, tmp_path, file, call, monkeypatch):

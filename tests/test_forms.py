@@ -18,6 +18,7 @@ from songci.corpus.vocabulary import Vocabulary
 from songci.forms import __main__ as forms_command
 from songci.forms import stanzas
 from songci.forms.check import agreement, check, rhyme_pairs
+from songci.forms.groups import bound
 from songci.forms.learn import Poem, by_rhyme, learn, refrains, rhyme_scheme, rhyme_tones
 from songci.forms.names import misprints
 from songci.forms.poems import pattern, read_clauses, read_poems, split_title, tune_of
@@ -448,6 +449,9 @@ def test_forms_schemes_refrains_pauses_and_classes_come_out():
         tune: [("".join(f"{n}{m}" for n, m in t.clauses), t.scheme, t.repeats, t.pauses) for t in templates]
         for tune, templates in forms.tunes.items()
     }
+    for template in forms.tunes["浣溪沙"]:
+        assert sum(template.joint.values()) == template.support and all(-1 not in own for own in template.joint)
+        assert all(sum(own.values()) == template.support for own in template.rhymes.values())
     assert found == {
         "清平乐": [("4。5。3，4。", "aa-a", set(), {(1, 2)})],
         "如梦令": [("3。2。2。3。", "aaaa", {2}, set())],
@@ -965,8 +969,8 @@ def test_a_character_of_two_classes_is_written_and_taken_in_both():
     """As the tone of the place has it; a rhyme that is given leaves those of its classes that the others have, too."""
     classes = {**dict.fromkeys("东红", (0,)), **dict.fromkeys("月雪", (1,)), "节": (0, 1), "天": (2, 1)}
     level = {**dict.fromkeys("东红天", 0.99), **dict.fromkeys("月雪", 0.01), "节": 0.5}
-    rhymes = {"a": {0: 1, 1: 1, 2: 1}}
-    forms = {tone: form("1。1。", "aa", 9, tones=tone * 2, rhymes=rhymes) for tone in "平仄中"}
+    joint = {(0,): 1, (1,): 1, (2,): 1}
+    forms = {tone: form("1。1。", "aa", 9, tones=tone * 2, joint=joint) for tone in "平仄中"}
     rules = {tone: FormRules(Forms({"小令": [own]}, classes, level), VOCABULARY) for tone, own in forms.items()}
     assert allowed_chars(begun(rules["平"], "节。")) == {"东", "红"}
     assert allowed_chars(begun(rules["仄"], "节。")) == {"月", "雪"}
@@ -976,6 +980,44 @@ def test_a_character_of_two_classes_is_written_and_taken_in_both():
     for tone in "平仄":
         own = FormRules(rules[tone].forms, VOCABULARY, "", "节")
         assert allowed_chars(begun(own)) == set("东红节" if tone == "平" else "月雪节")
+
+
+FREE = {(a, b): 5 for a in (0, 2) for b in (1, 3)}
+
+
+@pytest.mark.parametrize(
+    ("joint", "tied"),
+    [
+        ({(0, 1): 20, (2, 3): 9, (2, 1): 1}, [(0, 1)]),
+        (FREE, []),
+        ({(0, 1): 3, (2, 3): 3}, []),
+        ({(-1, 1): 20}, []),
+        ({(0, 1): 20}, []),
+        ({}, []),
+    ],
+)
+def test_groups_are_bound_where_one_tells_the_class_of_the_other_in_poems_enough(joint, tied):
+    assert bound(joint) == tied
+
+
+@pytest.mark.parametrize("rhyme", ["", "东", "天"])
+def test_groups_that_poets_bind_are_written_together_and_said_to_be_apart(rhyme):
+    """As level and oblique of one 部 in 西江月; other groups are drawn as the poems have them, a class twice, too."""
+    classes = {char: (i,) for i, chars in enumerate(["东红", "月雪", "天年", "节别"]) for char in chars}
+    level = {**dict.fromkeys("东红天年", 0.99), **dict.fromkeys("月雪节别", 0.01)}
+    tied = form("1。" * 4, "aabb", tones="平平仄仄", joint={(0, 1): 20, (2, 3): 20, (2, 1): 1})
+    free = form("1。" * 4, "aabb", tones="平" * 4, joint={(0, 0): 60})
+    forms = Forms({"小令": [tied], "大令": [free]}, classes, level)
+    rules, rng = FormRules(forms, VOCABULARY, "", rhyme), random.Random(1)
+    for _ in range(40):
+        result = check("小令", written(rules, rng).partition("\n")[2], forms)
+        assert result.rhyme and tuple(result.classes.values()) in ((0, 1), (2, 3))
+    result = check("小令", "东。红。节。别。", forms)
+    assert result.apart == (("a", "b"),) and result.form and not result.rhyme
+    assert "rhymes a and b do not go together" in forms_command.verdict(result)
+    twice = [check("大令", written(rules, rng, "+++大令\n").partition("\n")[2], forms).classes for _ in range(40)]
+    assert rhyme == "天" or twice.count({"a": 0, "b": 0}) > 36
+    assert forms.kin == {(0, 1), (1, 0), (2, 3), (3, 2)}
 
 
 def test_a_rhyme_of_the_wrong_tone_is_refused_with_the_tunes_own():

@@ -22,7 +22,7 @@ from songci.training.checkpoint import Trained, load_model
 from songci.training.device import seed_of
 
 CHARS = "\n+。小令东红月天"
-TEMPLATE = Template(((2, "。"), (2, "。"), (2, "。")), 2, "aaa", rhymes={"a": {0: 2}})
+TEMPLATE = Template(((2, "。"), (2, "。"), (2, "。")), 2, "aaa", joint={(0,): 2})
 FORMS = Forms({"小令": [TEMPLATE]}, dict.fromkeys("东红月天", (0,)), {})
 CONTROLS = Controls(0.8, None, None, 1.2)
 START = "+++小令\n"
@@ -164,7 +164,7 @@ def test_what_a_draft_gives_stays_and_the_rest_is_written_in_form(tuned_root, tu
 
 
 def test_given_characters_need_no_tone_and_a_given_rhyme_decides_those_before_it():
-    template = Template(((2, "。"), (2, "。")), 9, "aa", tones="平平平平", rhymes={"a": {0: 9}})
+    template = Template(((2, "。"), (2, "。")), 9, "aa", tones="平平平平", joint={(0,): 9})
     forms = Forms(
         {"小令": [template]},
         {"东": (0,), "红": (0,), "天": (1,), "年": (1,)},

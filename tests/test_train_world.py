@@ -78,7 +78,8 @@ def test_the_program_reports_and_trains_as_one_process_does(data_root, tmp_path,
 def test_parts_of_a_batch_give_the_step_of_the_whole(data_root, tmp_path, accum):
     whole = train_tiny(data_root, tmp_path / "whole", *SEVERAL)
     parts = train_tiny(data_root, tmp_path / "parts", *SEVERAL, "--accum", accum)
-    assert logged(parts, "train_loss") == pytest.approx(logged(whole, "train_loss"), abs=1e-5)
+    # log.csv has six digits, the last of which either sum may round the other way
+    assert logged(parts, "train_loss") == pytest.approx(logged(whole, "train_loss"), abs=1.1e-5)
 
 
 def test_targets_that_do_not_count_weigh_nothing(make_trainer, monkeypatch):

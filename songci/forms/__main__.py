@@ -163,6 +163,7 @@ def verdict(result: Check) -> str:
         found.append("every rhyme in its class" + (f" but for {len(bad)} that the corpus never rhymes" if bad else ""))
     if doubtful:
         found.append(f"{faults(doubtful, 'rhyme')} where too few poems rhyme to tell")
+    found += [f"rhymes {one} and {other} do not go together" for one, other in result.apart if result.form]
     if result.turned:
         own, due = (NAMES[tone] for tone in (result.turned, "平仄".replace(result.turned, "")))
         found.append(f"a variant with {own} rhymes for {due} ones, whose tones are not known")

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from songci.forms.groups import apart
 from songci.forms.poems import Clause, cuts, pattern, read_clauses, recut
 from songci.forms.rhymes import common_class
 from songci.forms.templates import Forms, Template
@@ -27,6 +28,8 @@ class Check:
     is the commonest in it. doubtful: the places of those that are not, but that too few poems show to be a fault; they
     count as if they were. unheard: the clauses among these whose last character the corpus never rhymes: they count as
     not fitting, but prove no fault. turned: the tone of the poem's rhymes, if those of the template have the other one.
+    classes: that of each group, -1 if none of its characters has any. apart: (letter, letter) of groups whose classes
+    do not go together; none of a poem with `turned` rhymes.
     tones: of a poem in form, (place of the clause, place in it, the tone due, whether it is kept) for each fixed place
     with a character of one tone; of one with `turned` rhymes, none, for its tones are others throughout.
     """
@@ -43,6 +46,8 @@ class Check:
     rhymes: dict[str, list[tuple[int, str, bool]]] = field(default_factory=dict)
     tones: list[tuple[int, int, str, bool]] = field(default_factory=list)
     unheard: frozenset[int] = frozenset()
+    classes: dict[str, int] = field(default_factory=dict)
+    apart: tuple[tuple[str, str], ...] = ()
 
     @property
     def form(self) -> bool:
@@ -51,8 +56,8 @@ class Check:
 
     @property
     def rhyme(self) -> bool:
-        """In form, and every group in one class."""
-        return self.form and all(fits for group in self.rhymes.values() for _, _, fits in group)
+        """In form, and every group in one class, and in one that goes with those of the others."""
+        return self.form and not self.apart and all(fits for group in self.rhymes.values() for _, _, fits in group)
 
     @property
     def wrong(self) -> list[tuple[int, int, str]]:
@@ -82,7 +87,7 @@ def check(tune: str, body: str, forms: Forms) -> Check:
         place = shared(clauses, best)
         have, want = ("{}{}".format(*form[place]) if place < len(form) else "the end" for form in (found, best.clauses))
         departure = (place, have, want)
-    rhymes = _rhymes(clauses, best, forms)
+    rhymes, classes = _rhymes(clauses, best, forms)
     unproved = forms.doubtful(tune, best)
     doubtful = frozenset(
         place
@@ -94,7 +99,11 @@ def check(tune: str, body: str, forms: Forms) -> Check:
     never = {i for group in rhymes.values() for i, char, _ in group if char not in forms.classes}
     marks = kind == SAME and best.clauses != found
     unheard = frozenset(never - doubtful)
-    return Check(tune, clauses, best, number, departure, marks, kind == CUT, doubtful, turned, rhymes, tones, unheard)
+    in_order = [classes.get(letter, -1) for letter in best.letters]
+    pairs = [] if turned else apart(in_order, best.joint, best.bound)
+    badly = tuple((best.letters[i], best.letters[j]) for i, j in pairs)
+    fit = clauses, best, number, departure, marks, kind == CUT
+    return Check(tune, *fit, doubtful, turned, rhymes, tones, unheard, classes, badly)
 
 
 OTHER, CUT, SAME = range(3)  # a poem's clauses beside a template's: others, the same sentences, the same
@@ -160,20 +169,21 @@ def _tones(clauses: list[Clause], template: Template, level: dict[str, float]) -
     return [(i, n, due, tone == due) for (i, n, tone), due in pairs if EITHER not in (tone, due)]
 
 
-def _rhymes(clauses: list[Clause], template: Template, forms: Forms) -> dict[str, list]:
-    """The groups of a poem's rhymes, as in Check.rhymes, as far as the poem has the template's clauses."""
+def _rhymes(clauses: list[Clause], template: Template, forms: Forms) -> tuple[dict[str, list], dict[str, int]]:
+    """Check.rhymes and Check.classes, as far as the poem has the template's clauses."""
     groups = defaultdict(list)
     for place, (clause, letter) in enumerate(zip(clauses, template.rhyme_of, strict=False)):
         if letter:
             groups[letter].append((place, clause.text[-1]))
-    rhymes = {}
+    rhymes, classes = {}, {}
     for letter, members in groups.items():
         tone = template.rhyme_tone(letter)
         in_tone = [number for number, own in enumerate(forms.class_tones) if not contrary(tone, own)]
         of_group = common_class([char for _, char in members], forms.classes, in_tone)
         fits = [of_group in forms.classes.get(char, ()) for _, char in members]
         rhymes[letter] = [(place, char, fit) for (place, char), fit in zip(members, fits, strict=True)]
-    return rhymes
+        classes[letter] = -1 if of_group is None else of_group
+    return rhymes, classes
 
 
 def rhyme_pairs(result: Check, forms: Forms) -> list[bool]:

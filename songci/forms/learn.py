@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from songci.forms.groups import Joint
 from songci.forms.poems import pattern, read_clauses
 from songci.forms.rhymes import Classes, attach, class_tones, common_class, communities
 from songci.forms.templates import Forms, Template
@@ -86,7 +87,7 @@ def _templates(
             pauses = frozenset().union(*(poem.pauses for poem in part))
             known = of_part or rhyme_tones(clauses, scheme, endings, level)
             template = Template(clauses, len(part), scheme, pauses, breaks, repeats, known)
-            yield replace(template, rhymes=rhyme_counts(template, endings, classes, class_tone))
+            yield replace(template, joint=joint_counts(template, endings, classes, class_tone))
 
 
 def by_rhyme(clauses: Clauses, poems: list[Poem], classes: dict[str, int], level: dict[str, float]) -> list[list[Poem]]:
@@ -128,18 +129,16 @@ def rhyme_tones(clauses: Clauses, scheme: str, endings: list[str], level: dict[s
     )
 
 
-def rhyme_counts(
-    template: Template, endings: list[str], classes: Classes, class_tone: list[str]
-) -> dict[str, dict[int, int]]:
-    """For each letter of the scheme, {class: number of poems most of whose rhymes there are of it}, commonest first."""
-    counts = {}
-    for letter in sorted(set(template.scheme) - {"-"}):
+def joint_counts(template: Template, endings: list[str], classes: Classes, class_tone: list[str]) -> Joint:
+    """Template.joint: the class of a group is that of most of its rhymes. Commonest first."""
+    of_letter = []
+    for letter in template.letters:
         tone = template.rhyme_tone(letter)
         in_tone = [k for k, of_class in enumerate(class_tone) if not contrary(tone, of_class)]
         places = [i for i, other in enumerate(template.scheme) if other == letter]
-        found = (common_class([ending[i] for i in places], classes, in_tone) for ending in endings)
-        counts[letter] = dict(Counter(number for number in found if number is not None).most_common())
-    return counts
+        found = [common_class([ending[i] for i in places], classes, in_tone) for ending in endings]
+        of_letter.append([-1 if number is None else number for number in found])
+    return dict(Counter(zip(*of_letter, strict=True)).most_common())
 
 
 def refrains(clauses: Clauses, endings: list[str]) -> frozenset[int]:

@@ -6,11 +6,12 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import NamedTuple
 
 from songci.cli import UserError, atomic_write
+from songci.forms.groups import Joint, bound, kin
 from songci.forms.poems import read_clauses
 from songci.forms.rhymes import Classes, class_tones
 from songci.forms.tones import EITHER
@@ -39,7 +40,7 @@ class Template:
     pauses: (clause, characters before it) where some poem has 、; breaks: clauses after which a stanza ends.
     repeats: clauses with 。 whose last character is an earlier one's in a good part of the poems, as in a refrain.
     tones: 平, 仄 or 中 for each character; "" if they are not known.
-    rhymes: for each letter, {class: number of poems that rhyme on it}.
+    joint: {(class of each letter's rhymes, in order): number of poems}, -1 for a class that is not known.
     """
 
     clauses: tuple[tuple[int, str], ...]
@@ -49,7 +50,7 @@ class Template:
     breaks: frozenset[int] = frozenset()
     repeats: frozenset[int] = frozenset()
     tones: str = ""
-    rhymes: dict[str, dict[int, int]] = field(default_factory=dict, hash=False)
+    joint: Joint = field(default_factory=dict, hash=False)
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -89,6 +90,25 @@ class Template:
             slots += [Slot(i, mark)] + [Slot(i, "\n")] * (i in self.breaks)
             begins = mark == "。"
         return slots
+
+    @cached_property
+    def letters(self) -> list[str]:
+        """The groups of rhymes."""
+        return sorted(set(self.scheme) - {"-"})
+
+    @cached_property
+    def rhymes(self) -> dict[str, Counter]:
+        """For each letter, {class: number of poems that rhyme on it}."""
+        counts = {letter: Counter() for letter in self.letters}
+        for classes, number in self.joint.items():
+            for letter, of_letter in zip(self.letters, classes, strict=True):
+                counts[letter] += {of_letter: number} if of_letter >= 0 else {}
+        return counts
+
+    @cached_property
+    def bound(self) -> list[tuple[int, int]]:
+        """The groups of which one tells the class of another, by their numbers among the letters."""
+        return bound(self.joint)
 
     def rhyme_tone(self, letter: str) -> str:
         """The tone in which a group of rhymes stands; 中 if that is not known."""
@@ -155,6 +175,11 @@ class Forms:
         """The tone of each rhyme class."""
         return class_tones(self.classes, self.level)
 
+    @cached_property
+    def kin(self) -> set[tuple[int, int]]:
+        """The classes that go together where a form binds its groups: level and oblique of one 部, in both orders."""
+        return set().union(*(kin(template.joint, template.bound) for template in chain(*self.tunes.values())))
+
     def save(self, path: Path) -> None:
         """Writes forms.json."""
         by_class = [["", ""] for _ in self.class_tones]  # the characters of which it is the first, and the others
@@ -210,16 +235,18 @@ def _to_json(template: Template) -> dict:
         "pauses": sorted(template.pauses),
         "breaks": sorted(template.breaks),
         "repeats": sorted(template.repeats),
-        "rhymes": {letter: " ".join(f"{c}:{n}" for c, n in of.items()) for letter, of in template.rhymes.items()},
+        "joint": " ".join(f"{','.join(map(str, classes))}:{n}" for classes, n in template.joint.items()),
     }
 
 
-def _from_json(form, support, scheme, tones, pauses, breaks, repeats, rhymes) -> Template:
+def _from_json(form, support, scheme, tones, pauses, breaks, repeats, joint) -> Template:
     """The inverse of _to_json(). Raises ValueError or TypeError for what that never writes."""
     clauses = tuple((int(length), mark) for length, mark in re.findall(r"(\d+)([。，])", form))
     if not clauses or len(scheme) != len(clauses) or len(tones) not in (0, sum(n for n, _ in clauses)):
         raise ValueError("not a template")
     places = frozenset(map(tuple, pauses)), frozenset(breaks), frozenset(repeats)
-    of_letter = {letter: [pair.split(":") for pair in pairs.split()] for letter, pairs in rhymes.items()}
-    counts = {letter: {int(c): int(n) for c, n in pairs} for letter, pairs in of_letter.items()}
-    return Template(clauses, support, scheme, *places, tones, counts)
+    counts = {tuple(map(int, classes.split(","))): int(n) for classes, n in (of.split(":") for of in joint.split())}
+    template = Template(clauses, support, scheme, *places, tones, counts)
+    if any(len(classes) != len(template.letters) for classes in counts):
+        raise ValueError("not its rhymes")
+    return template

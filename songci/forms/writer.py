@@ -19,6 +19,7 @@ import numpy as np
 from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms.draft import Draft, recut
+from songci.forms.groups import apart
 from songci.forms.poems import BLANK, MARKS, is_character, read_clauses, split_title
 from songci.forms.templates import Forms, own_form
 from songci.forms.tones import EITHER, NAMES, contrary, nearness, tone_of
@@ -94,22 +95,48 @@ class FormRules:
         return {number: count / counts.total() for number, count in counts.items()}
 
     def draw_rhymes(self, draft: Draft, uniform: Callable[[], float]) -> None:
-        """Gives each group of rhymes one of the classes of its tone that it may have, as often as the poems have it.
+        """Gives each group of rhymes one of the classes of its tone that it may have: as one of the poems has them all.
 
-        Or any, as often as the corpus has it, as if one poem more had drawn it so. Two groups get two classes.
+        Or, as if there were one poem more, or if none fits, each by itself: as often as the template's poems have it,
+        or any, as often as the corpus has it; then two groups get two classes, and bound ones such as go together.
         """
         template = draft.template
-        for letter in sorted(set(template.scheme) - {"-"}, key=lambda letter: (letter not in draft.groups, letter)):
-            tone, own = template.rhyme_tone(letter), draft.groups.get(letter)
-            taken = set().union(*(of for other, of in draft.groups.items() if other != letter))
-            weights = {
-                number: template.rhymes.get(letter, {}).get(number, 0) + share
-                for number, share in self.rhyme_shares.items()
-                if (number in own if own else number not in taken)
-                and not contrary(tone, self.forms.class_tones[number])
-            }
-            if weights:
-                draft.groups[letter] = frozenset({weighted(weights, uniform())})
+        known = {classes: number for classes, number in template.joint.items() if self._fits(draft, classes)}
+        for letter, number in zip(template.letters, weighted({**known, (): 1}, uniform()), strict=False):
+            if number >= 0:
+                draft.groups[letter] = frozenset({number})
+        for letter in sorted(template.letters, key=lambda letter: (letter not in draft.groups, letter)):
+            if len(draft.groups.get(letter, ())) != 1:
+                self._draw_rhyme(draft, letter, uniform)
+
+    def _fits(self, draft: Draft, classes: tuple[int, ...]) -> bool:
+        """Whether these classes, one a letter, are such as the groups may have, in tone and together."""
+        template = draft.template
+        for letter, number in zip(template.letters, classes, strict=True):
+            own = draft.groups.get(letter, {number})
+            if number >= 0 and not (number in own and self._in_tone(draft, letter, number)):
+                return False
+        return not apart(classes, template.joint, template.bound)
+
+    def _in_tone(self, draft: Draft, letter: str, number: int) -> bool:
+        return not contrary(draft.template.rhyme_tone(letter), self.forms.class_tones[number])
+
+    def _draw_rhyme(self, draft: Draft, letter: str, uniform: Callable[[], float]) -> None:
+        """Gives one group a class, by itself."""
+        template, own = draft.template, draft.groups.get(letter)
+        others = {other: of for other, of in draft.groups.items() if other != letter and len(of) == 1}
+        at = template.letters.index(letter)
+        tied = [template.letters[i + j - at] for i, j in template.bound if at in (i, j)]
+        allowed = {
+            number: template.rhymes[letter][number] + share
+            for number, share in self.rhyme_shares.items()
+            if self._in_tone(draft, letter, number)
+            and (number in own if own else not any(number in of for of in others.values()))
+        }
+        kin = {n for n in allowed if all((*others[tie], n) in self.forms.kin for tie in tied if tie in others)}
+        allowed = {number: weight for number, weight in allowed.items() if number in kin} or allowed
+        if allowed:
+            draft.groups[letter] = frozenset({weighted(allowed, uniform())})
 
     def settle(self, draft: Draft) -> bool:
         """Whether --acrostic and --rhyme can be kept in the draft, whose groups get the classes that they ask for."""
