@@ -41,16 +41,14 @@ class GPTConfig:
 def attention(q: Tensor, k: Tensor, v: Tensor, M: Tensor, dropout: float = 0.0) -> tuple[Tensor, Tensor]:
     """Softmax(q kᵀ / √d + M) v, the handout's steps 3.2 to 3.6 (Vaswani et al. 2017, eq. 1).
 
-    q, k, v: (B, h, L, d); M: (L, L), or of a shape that expands to the scores', True where a position must not look.
+    q, k, v: (B, h, L, d); M: (L, L), True where a position must not look.
     Returns the output (B, h, L, d) and the attention weights (B, h, L, L), each row of which sums to 1.
     """
     # exercise: begin
     # Step 3.2: how well each query fits each key. The sum of d products has a variance of d, hence 1 / √d.
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.size(-1))  # (B, h, L, d) @ (B, h, d, L) -> (B, h, L, L)
-    # Step 3.3: + M, which is -∞ where the mask is True
-    scores = scores.masked_fill(M, -math.inf)
-    # Step 3.4: over the last dimension, the keys, so that each query shares out a weight of 1
-    weights = torch.softmax(scores, dim=-1)  # (B, h, L, L)
+    scores = scores.masked_fill(M, -math.inf)  # Step 3.3: + M, which is -∞ where the mask is True
+    weights = torch.softmax(scores, dim=-1)  # Step 3.4: over the last dimension, the keys: (B, h, L, L)
     # Step 3.5, 3.6: dropout, then the weighted mean of the values
     out = F.dropout(weights, dropout) @ v  # (B, h, L, L) @ (B, h, L, d) -> (B, h, L, d)
     # exercise: end
@@ -62,29 +60,24 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        self.n_head = config.n_head
-        self.dropout = config.dropout
+        self.n_head, self.dropout = config.n_head, config.dropout
         self.query = nn.Linear(config.n_embd, config.n_embd)  # W^Q
         self.key = nn.Linear(config.n_embd, config.n_embd)  # W^K
         self.value = nn.Linear(config.n_embd, config.n_embd)  # W^V
         self.out = nn.Linear(config.n_embd, config.n_embd)  # W^O
 
     def forward(self, x: Tensor, M: Tensor, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
-        """x: (B, L, C), M: (L, L), True where a position must not look.
+        """x: (B, L, C), M: (L, L) as in attention() -> the output (B, L, C) and the attention weights (B, h, L, L).
 
-        Returns the output (B, L, C) and the attention weights (B, h, L, L); None for these unless `need_weights`, which
-        leaves PyTorch free to compute the same output in one fused, faster operation.
+        None for these unless `need_weights`: PyTorch then computes the same output in one fused, faster operation.
         """
         B, L, C = x.shape
         h, d = self.n_head, C // self.n_head
         dropout = self.dropout if self.training else 0.0
         # exercise: begin
-        # Step 1: queries, keys and values
-        q, k, v = self.query(x), self.key(x), self.value(x)  # (B, L, C) each
-        # Step 2: split the channels into heads
-        q, k, v = q.view(B, L, h, d), k.view(B, L, h, d), v.view(B, L, h, d)  # (B, L, h, d)
-        # Step 3.1: heads before positions
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, h, L, d)
+        q, k, v = self.query(x), self.key(x), self.value(x)  # Step 1: queries, keys and values, (B, L, C) each
+        q, k, v = q.view(B, L, h, d), k.view(B, L, h, d), v.view(B, L, h, d)  # Step 2: in heads, (B, L, h, d)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # Step 3.1: heads first, (B, h, L, d)
         # exercise: end
         # Step 3.2 - 3.6. On a CPU, the fused operation's gradient in bfloat16 takes three times as long as these steps.
         if need_weights or (q.dtype == torch.bfloat16 and q.device.type == "cpu"):
@@ -92,10 +85,8 @@ class MultiHeadAttention(nn.Module):
         else:  # its mask has the opposite sense: True where a position may look
             out, weights = F.scaled_dot_product_attention(q, k, v, ~M, dropout), None
         # exercise: begin
-        # Step 4: the heads side by side again
-        out = out.transpose(1, 2).reshape(B, L, C)  # (B, h, L, d) -> (B, L, h, d) -> (B, L, C)
-        # Step 5: the output layer, and dropout
-        out = F.dropout(self.out(out), dropout)  # (B, L, C)
+        out = out.transpose(1, 2).reshape(B, L, C)  # Step 4: heads joined, (B, h, L, d) -> (B, L, h, d) -> (B, L, C)
+        out = F.dropout(self.out(out), dropout)  # Step 5: the output layer, and dropout, (B, L, C)
         # exercise: end
         return out, weights
 
@@ -162,36 +153,30 @@ class GPT(nn.Module):
         """Steps 1 to 5 and the LayerNorm: (B, L) token ids -> (B, L, C), and the weights as forward() returns them."""
         L = U.size(1)
         # exercise: begin
-        # Step 1: the positions 0, 1, …, L-1, of type torch.long, on the device of U
-        P = torch.arange(L, dtype=torch.long, device=U.device)  # (L,)
-        # Step 2: embeddings of tokens and positions; Step 3: h_0, their sum unless no_pos, and dropout
-        x = self.token_embedding(U)  # (B, L, C)
+        P = torch.arange(L, dtype=torch.long, device=U.device)  # Step 1: the positions 0, 1, …, L-1, (L,)
+        x = self.token_embedding(U)  # Step 2: the embeddings of the tokens, (B, L, C), and of the positions
         if not self.config.no_pos:
-            x = x + self.position_embedding(P)  # (B, L, C) + (L, C)
+            x = x + self.position_embedding(P)  # Step 3: their sum h_0, (B, L, C) + (L, C), and dropout
         x = self.dropout(x)
         # Step 4: the mask M, True above the diagonal: no position looks at a later one
         M = torch.triu(torch.ones(L, L, dtype=torch.bool, device=U.device), diagonal=1)  # (L, L)
-        # Step 5: the layers, one after another
         attn_weights = []
-        for layer in self.layers:
+        for layer in self.layers:  # Step 5: the layers, one after another
             x, weights = layer(x, M, need_weights)  # (B, L, C), (B, h, L, L)
             if need_weights:
                 attn_weights.append(weights)
-        # Step 6: LayerNorm
-        x = self.norm(x)  # (B, L, C)
+        x = self.norm(x)  # Step 6: LayerNorm, (B, L, C)
         # exercise: end
         return x, attn_weights
 
     def forward(self, U: Tensor, need_weights: bool = False) -> tuple[Tensor, list[Tensor]]:
-        """U: (B, L) token ids, L <= max_seq_len.
+        """U: (B, L) token ids, L <= max_seq_len -> the logits (B, L, V): at each position, scores of the next token.
 
-        Returns the logits (B, L, V), at each position the scores of the next token before the softmax, and a list with
-        the attention weights (B, h, L, L) of each layer, empty unless `need_weights`.
+        And a list with the attention weights (B, h, L, L) of each layer, empty unless `need_weights`.
         """
         x, attn_weights = self.features(U, need_weights)
         # exercise: begin
-        # Step 6: and the linear head; the softmax is in the loss
-        logits = self.head(x)  # (B, L, C) -> (B, L, V)
+        logits = self.head(x)  # Step 6: the linear head, (B, L, C) -> (B, L, V); the softmax is in the loss
         # exercise: end
         return logits, attn_weights
 
