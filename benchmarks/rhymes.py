@@ -14,6 +14,8 @@ import songci  # noqa: F401  (before torch: it says how torch's threads wait)
 
 # isort: split
 from cilin import of_most, parts, within_one
+from songci.generation import FORM_CONTROLS
+from songci.samples import samples
 
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, read_splits
 from songci.forms.check import check, rhyme_pairs
@@ -21,8 +23,6 @@ from songci.forms.poems import read_poems
 from songci.forms.templates import Forms
 from songci.forms.tones import EITHER, tone_of
 from songci.forms.writer import FormRules
-from songci.generation import FORM_CONTROLS
-from songci.samples import samples
 from songci.training.checkpoint import load_model
 from songci.training.device import choose_device
 

@@ -23,10 +23,12 @@ import pytest
 import torch
 from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
+from safetensors.torch import load_file
 
 import prepare
 import train
 from songci import cli, fonts
+from songci.runs import BEST
 
 ROOT = Path(__file__).parent.parent
 
@@ -263,12 +265,13 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def weights(folder: Path, name: str = "last.pt") -> dict:
-    return torch.load(folder / name)["model"]
+    """The tensors of a run's last.pt or best.safetensors."""
+    return load_file(folder / name) if name == BEST else torch.load(folder / name)["model"]
 
 
 def assert_same_run(a: Path, b: Path) -> None:
     """The same weights, bit for bit, and the same log but for the speed."""
-    for name in ("best.pt", "last.pt"):
+    for name in (BEST, "last.pt"):
         one, other = weights(a, name), weights(b, name)
         assert one.keys() == other.keys() and all(one[key].equal(other[key]) for key in one)
     for row, other in zip(read_log(a), read_log(b), strict=True):

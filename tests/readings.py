@@ -6,7 +6,7 @@ from conftest import ROOT, train_tiny
 
 import prepare
 from songci.attention.stats import Reading, read
-from songci.training.checkpoint import load_model
+from songci.runs import as_gpt, load_trained
 
 POEM = (ROOT / "data/attnvis/rumengling.txt").read_text(encoding="utf-8")
 DATA, RUN = "data/quansongci", "workdirs/quansongci"
@@ -25,5 +25,5 @@ def make_project(folder: Path, *flags: str) -> Path:
 def read_corpus(data_root: Path, ckpt_path: Path) -> Reading:
     """The first 14 characters of the corpus, with a title and a line end, as the model of conftest reads them."""
     text = (data_root / "input.txt").read_text(encoding="utf-8")
-    model, vocabulary, title, _ = load_model(ckpt_path)
-    return read(model, vocabulary, text[:14], "small", title)
+    trained = load_trained(ckpt_path)
+    return read(as_gpt(trained), trained.vocabulary, text[:14], "small", trained.title)

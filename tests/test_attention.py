@@ -23,8 +23,8 @@ from songci.attention import page, plots, stats
 from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms.templates import Forms
+from songci.runs import as_gpt, load_trained
 from songci.text import read_text
-from songci.training.checkpoint import load_model
 
 CLAUSES = "+++调\n甲乙丙丁，子丑寅。"  # places: 0-3 title, 4 line end, 5-8, 9 comma, 10-12, 13
 every_glyph = pytest.mark.filterwarnings("error:Glyph")  # matplotlib warns of each that its fonts lack
@@ -385,8 +385,9 @@ def test_a_long_text_is_cut_and_the_terminal_and_the_page_say_so(folder, tmp_pat
 @fuzz(150)
 @given(content=st.one_of(st.binary(), ANY_TEXT, NEAR_TEXT, POEMS))
 def test_any_text_to_look_at(tuned_ckpt, file, content):
-    model, vocabulary, *_ = load_model(tuned_ckpt)
+    trained = load_trained(tuned_ckpt)
+    model = as_gpt(trained)
     path = file("text.txt", content)
-    reading = case("text", lambda: stats.read(model, vocabulary, read_text(path)))
+    reading = case("text", lambda: stats.read(model, trained.vocabulary, read_text(path)))
     if reading:
         case("text", lambda: stats.head_statistics(reading.weights, reading.text))

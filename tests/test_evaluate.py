@@ -11,17 +11,19 @@ import pytest
 from conftest import prepared, run_script, train_tiny
 from hostile import JSON, case, fuzz
 from hypothesis import example, given
-from songci.generation import FORM_CONTROLS, Text, generate
 
 from songci import evaluate
 from songci.corpus.vocabulary import load_vocabulary, read_splits
+from songci.curves import plot_curves
 from songci.forms.poems import read_poems
 from songci.forms.scores import diversity, form_scores, han, novelty
 from songci.forms.templates import Forms, Template
 from songci.forms.writer import FormRules
-from songci.training import runlog
-from songci.training.checkpoint import load_model
-from songci.training.device import seed_of
+from songci.machine import seed_of
+from songci.runs import load_trained
+from songci.training.runlog import LOG_FIELDS
+from songci.writing.decoder import Decoder
+from songci.writing.generation import FORM_CONTROLS, Text, generate, log_softmax
 
 
 def test_runs_are_compared_in_a_table_a_picture_and_a_poem_each(call, ckpt_path, tuned_ckpt, tmp_path):
@@ -90,14 +92,16 @@ def test_poems_by_people_and_by_the_model_are_scored_side_by_side(call, tuned_ro
 
 
 def test_the_price_of_a_form_is_the_probability_of_all_that_it_allows(tuned_root, tuned_ckpt):
-    """Of the steps of the same poem, the logits and masks of which test_generation.py holds to be exact."""
-    trained = load_model(tuned_ckpt)
+    """Of the steps of the same poem, the logits and masks of which test_writing.py holds to be exact."""
+    trained = load_trained(tuned_ckpt)
     rules = FormRules(Forms.load(tuned_root), trained.vocabulary)
     [_, body], [_, kept] = evaluate.write_poems(trained, ["如梦令", "清平乐"], 1, rules)
     text = Text(trained, "+++清平乐\n", seed_of(1, 1, 0), rules=rules)
-    steps = list(generate(trained.model, [text], FORM_CONTROLS))
+    steps = list(generate(Decoder(trained.config, trained.weights), [text], FORM_CONTROLS))
     assert str(text) == text.start + body
-    assert kept == pytest.approx([step.logits.softmax(-1)[step.allowed].sum().log().item() for step in steps], abs=1e-4)
+    assert kept == pytest.approx(
+        [np.log(np.exp(log_softmax(step.logits)[step.allowed]).sum()) for step in steps], abs=1e-4
+    )
 
 
 def test_a_run_is_not_scored_on_a_text_that_it_was_not_trained_on(tuned_root, tuned_ckpt, tmp_path, assert_user_error):
@@ -244,7 +248,7 @@ def test_a_copied_clause_is_a_whole_one_of_seven_or_more():
 
 
 CSV = st.text(st.sampled_from('iter,lr,train_loss\n\r"0123456789.e-+nainf\0é'), max_size=200)
-LOG = st.one_of(st.binary(), CSV, CSV.map(lambda rows: ",".join(runlog.LOG_FIELDS) + "\n" + rows))
+LOG = st.one_of(st.binary(), CSV, CSV.map(lambda rows: ",".join(LOG_FIELDS) + "\n" + rows))
 
 
 @pytest.mark.slow
@@ -269,4 +273,4 @@ def test_a_log_that_can_be_read_can_be_drawn(tuned_ckpt, file, tmp_path):
         file("log.csv", "\n".join([header, ",".join([number] * len(header.split(","))), *rows]))
         found = case("run", evaluate.read_run, tmp_path)
         if found:
-            case("run", runlog.plot_curves, {"run": found.log}, tmp_path / "curves.png")
+            case("run", plot_curves, {"run": found.log}, tmp_path / "curves.png")

@@ -18,15 +18,16 @@ from conftest import ROOT, prepared, train_tiny
 from hypothesis import example, given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from songci.generation import Controls
-from songci.samples import samples
 from test_model import NO_POS, NO_RES, SIZES, make, token_ids
 from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from songci import export
 from songci.corpus.vocabulary import Vocabulary, load_vocabulary
-from songci.training.checkpoint import Trained, load_model, save_checkpoint
+from songci.runs import BEST, as_gpt, load_trained, save_trained
+from songci.training.checkpoint import trained_of
+from songci.writing.generation import Controls
+from songci.writing.samples import Request, samples
 
 ODD = Vocabulary(
     "".join(sorted("\n\r\t\0 +\u00a0\u3000\ufeff\u200d\u0301éeA、。一\U00020000\U0001f600\u2028[]<|>#'.,?!PDUNK"))
@@ -57,14 +58,14 @@ def exported(ckpt_path, tmp_path_factory):
 @pytest.fixture(scope="module")
 def odd_tokenizer(tmp_path_factory):
     folder, config = tmp_path_factory.mktemp("odd"), dataclasses.replace(SIZES[0], vocab_size=len(ODD))
-    save_checkpoint(folder / "best.pt", make(config), ODD, title=tuple(ODD.encode("\n+++").tolist()))
+    save_trained(folder / BEST, trained_of(make(config), ODD, tuple(ODD.encode("\n+++").tolist()), ""))
     return AutoTokenizer.from_pretrained(exported_to(folder, folder))
 
 
 @pytest.mark.parametrize("config", [SIZES[1], NO_POS])
 def test_transformers_gives_the_same_logits(tmp_path, config):
     model, U = make(config), token_ids(config)
-    save_checkpoint(tmp_path / "best.pt", model, han(config))
+    save_trained(tmp_path / BEST, trained_of(model, han(config), (), ""))
     theirs, _ = read(exported_to(tmp_path, tmp_path))
     expected, _ = model(U)
     assert expected.std() > 0.1
@@ -114,13 +115,13 @@ def poet(request, tuned_root, tmp_path_factory):
     flags = ["--iters", "300", "--max_seq_len", "48", "--batchsize", "16", "--eval_interval", "300", "--n_embd", "32"]
     folder = tmp_path_factory.mktemp("poet")
     ckpt_path = train_tiny(tuned_root, folder / "run", *flags, "--dtype", "float32", *request.param)
-    return exported_to(folder, ckpt_path), load_model(ckpt_path)
+    return exported_to(folder, ckpt_path), load_trained(ckpt_path)
 
 
 def greedy(trained, start, length=48):
     """What `sample.py --temperature 0` writes, up to a new + and to `length` characters; and its poem at its end."""
     [text], [poem] = (
-        [sample.text for sample in samples(trained, start, 1, length + 3 - len(start), poem=end, controls=GREEDY)]
+        [sample.text for sample in samples(trained, Request(start, 1, length + 3 - len(start), end, controls=GREEDY))]
         for end in (False, True)
     )
     end = text.find("+", len(start)) + 1 or length
@@ -186,7 +187,7 @@ def run_card(folder, monkeypatch, capsys):
 def test_the_model_cards_code_gives_what_it_says(poet, monkeypatch, capsys):
     names, out = run_card(poet[0], monkeypatch, capsys)
     assert out.startswith("清平乐\n") and "unknown:\n" in out
-    vocabulary, model = poet[1].vocabulary, poet[1].model
+    vocabulary, model = poet[1].vocabulary, as_gpt(poet[1])
     losses, lengths, means = names["losses"], [len(text) for text in names["prompts"]], []
     assert names["prompts"] == ["+++", "+++清平乐\n"] and losses.shape == (2, 6)
     for row, text in zip(losses, names["prompts"], strict=True):
@@ -221,7 +222,7 @@ def test_the_model_cards_figures_are_the_runs(exported, ckpt_path):
 
 
 def test_the_card_of_the_default_corpus_tells_its_licence_and_a_bare_checkpoint_has_a_card(tmp_path):
-    trained = Trained(make(SIZES[0]), han(SIZES[0]))
+    trained = trained_of(make(SIZES[0]), han(SIZES[0]), (), "")
     (tmp_path / "config.json").write_text('{"data_root": "data/quansongci"}')
     card = export.model_card(trained, tmp_path, "out")
     assert "license: mit" in card and "chinese-poetry (MIT licence)" in card and "| loss" not in card
@@ -232,9 +233,9 @@ def test_the_card_of_the_default_corpus_tells_its_licence_and_a_bare_checkpoint_
 def test_without_a_run_or_residual_connections_there_is_no_export(assert_user_error, tmp_path):
     out = tmp_path / "out"
     assert_user_error(export, "--ckpt_path", tmp_path / "none", "--out", out, words=["train.py"])
-    save_checkpoint(tmp_path / "best.pt", make(NO_RES), han(NO_RES))
+    save_trained(tmp_path / BEST, trained_of(make(NO_RES), han(NO_RES), (), ""))
     assert_user_error(export, "--ckpt_path", tmp_path, "--out", out, words=["--no_res", "no equivalent"])
-    assert os.listdir(tmp_path) == ["best.pt"]
+    assert os.listdir(tmp_path) == [BEST]
 
 
 def test_an_export_is_replaced_and_other_folders_are_not(call, assert_user_error, exported, ckpt_path, tmp_path):

@@ -18,6 +18,7 @@ from PIL import Image
 
 from songci.forms.templates import Forms
 from songci.page import poem
+from songci.runs import BEST
 
 POEM = "+++清平乐·春\n一一、一一。一一一一东。一一一，一一一风。\n"
 
@@ -114,7 +115,7 @@ def test_a_run_that_is_being_trained_is_opened_anew(tuned_root, tuned_ckpt, tmp_
     page = desk.Page(str(tuned_root), [str(run)])
     first = page.opened(str(run))
     assert page.opened(str(run)) is first
-    os.utime(run / "best.pt", (1, 1))
+    os.utime(run / BEST, (1, 1))
     assert page.opened(str(run)) is not first
 
 

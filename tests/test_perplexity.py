@@ -10,7 +10,7 @@ from conftest import contents
 
 from songci import perplexity
 from songci.corpus.vocabulary import read_splits
-from songci.training.checkpoint import load_model
+from songci.runs import as_gpt, load_trained
 
 
 def lines(call, *args) -> list[dict]:
@@ -27,7 +27,8 @@ def run(tuned_root, tuned_ckpt):
 def test_the_loss_of_a_poem_is_that_of_its_characters_in_the_windows_of_sampling(call, file, run, tuned_ckpt):
     """By model.py alone: a window of 16 characters; when it is full, its later half moves to the front."""
     poem = "+++清平乐\n一丁七万。一丁七万丄。一丁七，一丁丄东。\n"
-    model, vocabulary, *_ = load_model(tuned_ckpt)
+    trained = load_trained(tuned_ckpt)
+    model, vocabulary = as_gpt(trained), trained.vocabulary
     poem = "".join(char if char in vocabulary.chars else vocabulary.chars[20] for char in poem)
     ids, window, losses = vocabulary.encode(poem + "\n").tolist(), [], []
     for token, following in itertools.pairwise(ids):

@@ -33,11 +33,13 @@ from songci import cli, evaluate, export
 from songci.attention import __main__ as attention_command
 from songci.corpus.vocabulary import load_dataset
 from songci.corpus.windows import ScoredWindows, title_ids
+from songci.curves import read_log
+from songci.runs import BEST, as_gpt, load_trained
 from songci.training import device
-from songci.training.checkpoint import load_checkpoint, load_model
+from songci.training.checkpoint import load_checkpoint
 from songci.training.flags import RECIPES
 from songci.training.measure import mean_loss
-from songci.training.runlog import EVALUATION_FIELDS, LOG_FIELDS, RUN_FILES, read_log
+from songci.training.runlog import EVALUATION_FIELDS, LOG_FIELDS, RUN_FILES
 
 
 def read_json(path) -> dict:
@@ -82,7 +84,7 @@ def test_a_preset_may_set_more_than_sizes_and_flags_override_it():
 
 
 def test_a_run_writes_all_that_it_promises(ckpt_path, data_root):
-    assert sorted(os.listdir(ckpt_path)) == sorted([*RUN_FILES, "config.json", ".lock"])
+    assert sorted(os.listdir(ckpt_path)) == sorted([*RUN_FILES, "config.json", "forms.json", ".lock"])
     rows = read_log(ckpt_path / "log.csv")
     assert [row["iter"] for row in rows] == [4, 8, 12]
     assert list(map(list, rows)) == [EVALUATION_FIELDS, EVALUATION_FIELDS, LOG_FIELDS]  # filled
@@ -92,7 +94,7 @@ def test_a_run_writes_all_that_it_promises(ckpt_path, data_root):
             assert math.isclose(row[f"{split}_perplexity"], math.exp(row[f"{split}_loss"]), rel_tol=1e-4)
     picture = matplotlib.image.imread(ckpt_path / "loss&perplexity.jpg")
     assert picture.shape[1] > 1000 and picture.std() > 10
-    result, model = read_json(ckpt_path / "result.json"), load_model(ckpt_path).model
+    result, model = read_json(ckpt_path / "result.json"), as_gpt(load_trained(ckpt_path))
     assert result["iters"] == 12 and result["tokens"] == 12 * 4 * 16 and result["seconds"] > 0
     assert result["windows"] == "poem" and result["best_val_loss"] == result["poem_val_loss"]
     assert math.isclose(result["final_perplexity"], math.exp(result["final_val_loss"]))
@@ -122,7 +124,7 @@ def test_windows_follow_the_text(data_root, tmp_path, assert_refused):
     """auto: poems for a text with titles, a stream for one without; the other measure is given where there is one."""
     result = read_json(train_tiny(data_root, tmp_path / "a", "--windows", "stream") / "result.json")
     assert result["windows"] == "stream" and result["best_val_loss"] == result["stream_val_loss"]
-    assert result["poem_val_loss"] > 0 and load_model(tmp_path / "a").title == ()
+    assert result["poem_val_loss"] > 0 and load_trained(tmp_path / "a").title == ()
     prose = prepared(tmp_path / "prose", "春夏秋冬" * 100)
     result = read_json(train_tiny(prose, tmp_path / "b") / "result.json")
     assert result["windows"] == "stream" and "poem_val_loss" not in result
@@ -149,7 +151,7 @@ def test_the_handouts_switches_train_under_the_default_recipe(flag, data_root, t
 
 
 def test_ema_keeps_a_moving_average_of_the_weights(data_root, tmp_path, monkeypatch):
-    """The same run with and without it: last.pt is the same, best.pt is the average, here redone by hand."""
+    """The same run with and without it: last.pt is the same, the best model is the average, here redone by hand."""
     flags, snapshots = ["--iters", 3, "--eval_interval", 1], []
     plain = train_tiny(data_root, tmp_path / "plain", *flags)
     after_each_iteration(monkeypatch, lambda run, *_: snapshots.append(run.model.norm.bias.detach().clone()))
@@ -161,8 +163,8 @@ def test_ema_keeps_a_moving_average_of_the_weights(data_root, tmp_path, monkeypa
         expected = decay * expected + (1 - decay) * snapshot
     average = torch.load(averaged / "last.pt")["average"]["module.norm.bias"]
     torch.testing.assert_close(average, expected)
-    best = torch.load(averaged / "best.pt")
-    assert best["iteration"] == 3 and best["model"]["norm.bias"].equal(average)
+    assert load_trained(averaged).measured["iteration"] == 3
+    assert weights(averaged, BEST)["norm.bias"].equal(average)
 
 
 def test_best_is_the_checkpoint_with_the_lowest_validation_loss(data_root, tmp_path, monkeypatch):
@@ -172,11 +174,11 @@ def test_best_is_the_checkpoint_with_the_lowest_validation_loss(data_root, tmp_p
     folder = train_tiny(data_root, tmp_path / "run", "--lr", 0.1, "--warmup_iters", 0, "--dtype", "float32")
     batches, size = 2, 4  # of an evaluation
     assert [(name, count) for name, _, count in asked] == [("poem", batches * size)] * 3
-    best = torch.load(folder / "best.pt")
-    assert (best["iteration"], best["val_loss"]) == (8, 2.0) and logged(folder, "val_loss") == [3.0, 2.0, 2.5]
+    best = load_trained(folder)
+    assert best.measured == {"iteration": 8, "val_loss": 2.0} and logged(folder, "val_loss") == [3.0, 2.0, 2.5]
     result = read_json(folder / "result.json")
-    for name, kind in (("best.pt", "best"), ("last.pt", "final")):
-        expected = whole_losses(data_root, load_checkpoint(folder / name)[0])["poem"]
+    for model, kind in ((as_gpt(best), "best"), (load_checkpoint(folder / "last.pt")[0], "final")):
+        expected = whole_losses(data_root, model)["poem"]
         assert math.isclose(result[f"{kind}_val_loss"], expected, rel_tol=1e-5)
     assert result["best_val_loss"] == result["poem_val_loss"] != result["final_val_loss"]
 
@@ -278,7 +280,7 @@ def test_folders_that_cannot_be_used_are_reported(tmp_path, assert_refused):
 def test_a_run_that_failed_before_its_first_checkpoint_is_no_run(data_root, tmp_path, assert_refused):
     folder = tmp_path / "run"
     line = assert_refused(folder, "--lr", 1e6, "--muon_lr", 1e6, "--weight_decay", 1e6, words=["lower --lr"])
-    assert "last.pt" not in line and sorted(os.listdir(folder)) == [".lock", "config.json"]
+    assert "last.pt" not in line and sorted(os.listdir(folder)) == [".lock", "config.json", "forms.json"]
     train_tiny(data_root, folder)
 
 
@@ -289,7 +291,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
 
     after_each_iteration(monkeypatch, explode_after_6)
     assert_refused(tmp_path / "run", words=["nan at iteration 6", "lower --lr"])
-    for name in ("last.pt", "best.pt"):
+    for name in ("last.pt", BEST):
         assert torch.isfinite(weights(tmp_path / "run", name)["norm.weight"]).all()
     assert torch.load(tmp_path / "run" / "last.pt")["iteration"] == 4
 
@@ -393,16 +395,16 @@ def test_a_best_loss_of_another_measure_is_not_compared(data_root, tmp_path, mon
     last["best_loss"] = 1.0  # lucky
     torch.save(last, folder / "last.pt")
     train_tiny(data_root, folder, "--dtype", "float32", "--resume", "--iters", 14)
-    assert torch.load(folder / "best.pt")["iteration"] == 12
+    assert load_trained(folder).measured["iteration"] == 12
     train_tiny(data_root, folder, "--dtype", "float32", "--resume", "--iters", 40, *changed)
-    assert torch.load(folder / "best.pt")["iteration"] > 14
+    assert load_trained(folder).measured["iteration"] > 14
 
 
 def test_a_finished_run_without_its_best_model_is_resumed_with_its_last(data_root, finished, ckpt_path, capsys):
-    (finished / "best.pt").unlink()
+    (finished / BEST).unlink()
     train_tiny(data_root, finished, "--resume")
-    assert "no best.pt in" in capsys.readouterr().err
-    assert weights(finished, "best.pt")["norm.bias"].equal(weights(ckpt_path)["norm.bias"])
+    assert f"no {BEST} in" in capsys.readouterr().err
+    assert weights(finished, BEST)["norm.bias"].equal(weights(ckpt_path)["norm.bias"])
 
 
 def test_a_log_that_another_program_holds_open_is_a_warning(data_root, ckpt_path, tmp_path, monkeypatch, capsys):
@@ -459,14 +461,15 @@ def test_resume_refuses_what_is_not_of_the_run(data_root, tuned_root, ckpt_path,
     assert_refused(finished, "--resume", "--iters", 11, words=["is at iteration 12 already"])
     assert contents(finished) == contents(ckpt_path)
     other_run = train_tiny(data_root, tmp_path / "other", "--n_embd", 32)
-    shutil.copy(other_run / "best.pt", finished)
-    assert_refused(finished, "--resume", words=["best.pt is of another run than last.pt"])
+    shutil.copy(other_run / BEST, finished)
+    assert_refused(finished, "--resume", words=[f"{BEST} is of another run than last.pt"])
     last = torch.load(finished / "last.pt")
     last["args"]["iters"] = 20  # as if it had been stopped at iteration 12
     torch.save(last, finished / "last.pt")
     assert_refused(finished, "--resume", words=["--iters 12", "is at iteration 12 already; give more"])
-    shutil.copy(ckpt_path / "best.pt", finished / "last.pt")
-    assert_refused(finished, "--resume", words=["cannot be resumed from"])
+    del last["optimizers"]
+    torch.save(last, finished / "last.pt")
+    assert_refused(finished, "--resume", "--iters", 30, words=["cannot be resumed from"])
     (finished / "last.pt").unlink()
     assert_refused(finished, "--resume", words=["no last.pt", "start without --resume"])
 
@@ -517,7 +520,7 @@ def test_a_folder_whose_name_is_no_text_holds_a_run_like_any_other(data_root, tm
 
 
 def test_a_file_given_for_a_folder_is_told_from_it(ckpt_path, data_root, assert_refused, assert_user_error):
-    best, text, run = ckpt_path / "best.pt", data_root / "input.txt", ["--ckpt_path", ckpt_path]
+    best, text, run = ckpt_path / BEST, data_root / "input.txt", ["--ckpt_path", ckpt_path]
     words = [f"{best} is a file: give the folder of the run, {ckpt_path}"]
     assert_refused(best, words=words)
     assert_refused(ckpt_path.parent / "new", "--init_from", best, words=words)
@@ -535,7 +538,7 @@ def test_a_finished_run_goes_on_with_its_best_model_and_its_time(data_root, ckpt
     train_tiny(data_root, finished, "--resume", "--iters", 20)
     assert read_json(finished / "result.json")["iters"] == 20 and logged(finished, "iter") == [4, 8, 12, 16, 20]
     assert logged(finished, "val_loss")[3:] == [99, 99]
-    assert contents(finished)["best.pt"] == contents(ckpt_path)["best.pt"]
+    assert contents(finished)[BEST] == contents(ckpt_path)[BEST]
     before, last = (torch.load(folder / "last.pt") for folder in (ckpt_path, finished))
     assert last["best_loss"] == before["best_loss"] < 99 and last["seconds"] > before["seconds"]
 
@@ -564,7 +567,7 @@ def test_a_resumed_run_computes_in_the_type_that_auto_was(data_root, tmp_path, m
 def test_a_run_begins_with_the_weights_of_another(make_trainer, ckpt_path, seq_len):
     own = make_trainer("--max_seq_len", seq_len, "--seed", 5).model.state_dict()
     begun = make_trainer("--max_seq_len", seq_len, "--seed", 5, "--init_from", ckpt_path).model.state_dict()
-    positions, theirs = "position_embedding.weight", weights(ckpt_path, "best.pt")
+    positions, theirs = "position_embedding.weight", weights(ckpt_path, BEST)
     first = theirs.pop(positions)
     assert begun[positions][:16].equal(first[:seq_len]) and begun[positions][16:].equal(own[positions][16:])
     assert all(begun[name].equal(tensor) for name, tensor in theirs.items())
@@ -584,9 +587,9 @@ def test_a_run_that_another_cannot_begin_with_is_named(tuned_root, ckpt_path, tu
         flag, words = f"--{setting}".removesuffix(" True").split(), [f"--{setting} contradicts --init_from {ckpt_path}"]
         assert_refused(run, *flag, "--init_from", ckpt_path, words=words)
     assert_refused(run, "--init_from", tuned_ckpt, words=["another vocabulary"])
-    assert_refused(run, "--init_from", tmp_path / "none", words=["no checkpoint", "run train.py"])
-    (tmp_path / "best.pt").write_bytes(b"damaged")
-    assert_refused(run, "--init_from", tmp_path, words=["best.pt is damaged"])
+    assert_refused(run, "--init_from", tmp_path / "none", words=["no model", "run train.py"])
+    (tmp_path / BEST).write_bytes(b"damaged")
+    assert_refused(run, "--init_from", tmp_path, words=[f"{BEST} is damaged"])
     assert not run.exists()
 
 

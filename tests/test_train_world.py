@@ -19,7 +19,9 @@ from hostile import forking, in_child
 import prepare
 import sample
 import train
+from songci import runs
 from songci.cli import UserError
+from songci.runs import BEST, load_trained
 from songci.training import checkpoint
 from songci.training.checkpoint import load_checkpoint
 from songci.training.parallel import Parallel, end_together
@@ -50,7 +52,9 @@ def running(data_root, folder, *flags, until: str, processes: int = 1):
 
 def iteration(folder: Path, name: str = "last.pt") -> int:
     """That of a checkpoint, which must be whole."""
-    return load_checkpoint(folder / name)[2]["iteration"]
+    return (
+        load_trained(folder).measured["iteration"] if name == BEST else load_checkpoint(folder / name)[2]["iteration"]
+    )
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
@@ -194,7 +198,7 @@ def test_more_processes_than_samples_are_refused(data_root, tmp_path, assert_use
 # --- stopped ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["best.pt", "last.pt"])
+@pytest.mark.parametrize("name", [BEST, "last.pt"])
 def test_a_run_that_ends_between_its_checkpoints_has_the_best_model_in_the_end(data_root, tmp_path, monkeypatch, name):
     """Where the second of three evaluations is said to be the best, and one of its two files is not written."""
     write, losses, done, folder = checkpoint.atomic_write, {4: 3.0, 8: 2.0, 12: 2.5}, [], tmp_path / "run"
@@ -207,10 +211,11 @@ def test_a_run_that_ends_between_its_checkpoints_has_the_best_model_in_the_end(d
     after_each_iteration(monkeypatch, lambda run, *_: done.append(run.iteration))
     monkeypatch.setattr(train.Trainer, "evaluation_loss", lambda run, _: losses[run.iteration])
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(checkpoint, "atomic_write", end)
+        for module in (runs, checkpoint):
+            patch.setattr(module, "atomic_write", end)
         train_tiny(data_root, folder)
     train_tiny(data_root, folder, "--resume")
-    assert load_checkpoint(folder / "best.pt")[2]["val_loss"] == 2.0 and iteration(folder, "best.pt") == 8
+    assert load_trained(folder).measured == {"iteration": 8, "val_loss": 2.0}
 
 
 @pytest.mark.slow
@@ -235,7 +240,7 @@ def test_kill_9_at_forty_moments_loses_nothing(data_root, tmp_path):
         process.join()
         assert process.exitcode in (0, -signal.SIGKILL)
         kills += process.exitcode != 0
-        for name in ("last.pt", "best.pt"):
+        for name in ("last.pt", BEST):
             if (folder / name).exists():
                 assert iteration(folder, name) > 0
         rows = logged(folder, "iter") if (folder / "log.csv").exists() else []
@@ -326,7 +331,7 @@ def test_files_that_may_not_be_read_are_one_line(open_folder, tuned_root, tuned_
     data, run = shutil.copytree(tuned_root, open_folder / "data"), shutil.copytree(tuned_ckpt, open_folder / "run")
     run.chmod(0o755)  # pytest's folders are their owner's alone
     flags = ["--data_root", data, "--ckpt_path", run, "--num_samples", 1, "--max_new_tokens", 3, "--form"]
-    for path in (data / "meta.pkl", data / "forms.json", run / "best.pt"):
+    for path in (data / "meta.pkl", data / "forms.json", run / BEST):
         path.chmod(0)
         assert_refused(sample, *flags, words=["Permission denied", path], **NOBODY)
         path.chmod(0o644)
@@ -346,8 +351,8 @@ def test_a_full_disk_leaves_the_old_data_set(data_root, tmp_path, limit):
 def test_a_full_disk_leaves_the_old_checkpoints(tmp_path, tuned_root, tuned_ckpt, limit):
     run = shutil.copytree(tuned_ckpt, tmp_path / "run")
     before = contents(run)
-    assert 20_000 < len(before["best.pt"]) < 60_000 < len(before["last.pt"])
+    assert 20_000 < len(before[BEST]) < 60_000 < len(before["last.pt"])
     assert_refused(train, *tiny_flags(tuned_root, run, *RESUME), words=["File too large"], file_size=limit)
     after = contents(run)
     assert after.keys() == before.keys() and after["last.pt"] == before["last.pt"]
-    assert iteration(run, "best.pt") > 0
+    assert iteration(run, BEST) > 0

@@ -23,24 +23,28 @@ import torch
 import torch.nn.functional as F
 from conftest import ROOT, after_each_iteration, contents, tiny_flags, train_tiny
 from matplotlib.figure import Figure
-from songci.generation import Context
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_corpus import TITLE_IDS, poems_of
 from test_model import SIZES, make, token_ids
 
 import songci
 import train
+from songci import machine
 from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
 from songci.corpus.windows import IGNORE, ScoredWindows, stack_windows
+from songci.curves import LABELS, plot_curves, read_log
+from songci.machine import LARGE, MANY, choose_device, seed_of, set_blas_threads
+from songci.runs import perplexity
 from songci.training import device, runlog, threads
-from songci.training.checkpoint import load_checkpoint, load_model, save_checkpoint
-from songci.training.device import choose_device, choose_dtype, seed_of, settle
-from songci.training.loss import TrainingLoss, head_loss, perplexity
+from songci.training.checkpoint import load_checkpoint, save_checkpoint
+from songci.training.device import choose_dtype, settle
+from songci.training.loss import TrainingLoss, head_loss
 from songci.training.measure import Measures, mean_loss
 from songci.training.optim import Muon, make_optimizers, orthogonalize, schedule
-from songci.training.runlog import LOG_FIELDS, RUN_FILES, log_line, own_folder, plot_curves, read_log, write_log
-from songci.training.threads import LARGE, MANY, considerate_threads, threads_for
+from songci.training.runlog import LOG_FIELDS, RUN_FILES, log_line, own_folder, write_log
+from songci.training.threads import considerate_threads
+from songci.writing.generation import Window
 
 VOCABULARY = Vocabulary("".join(map(chr, range(50, 100))), {"a": "b"})  # for SIZES[0]
 
@@ -239,7 +243,7 @@ def test_poem_windows_predict_every_character_once_in_the_windows_that_sampling_
             assert place + 1 not in seen
             seen[place + 1] = start
     for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):
-        context = Context(seq_len, TITLE_IDS, [])
+        context = Window(seq_len, TITLE_IDS)
         for place in range(start, end - 1):
             context.append(int(tokens[place]))
             if place - start >= 2:  # the title mark is read: the context is the window so far
@@ -284,18 +288,16 @@ def test_a_loss_is_measured_without_dropout_and_training_goes_on_with_it():
 @pytest.mark.parametrize("flags", [{}, {"no_pos": True}, {"no_res": True}, {"dropout": 0.5}])
 def test_a_checkpoint_brings_back_the_model_and_its_vocabulary(tmp_path, flags):
     model = make(dataclasses.replace(SIZES[0], **flags))
-    save_checkpoint(tmp_path / "best.pt", model, VOCABULARY, iteration=3)
-    loaded, vocabulary, checkpoint = load_checkpoint(tmp_path / "best.pt")
+    save_checkpoint(tmp_path / "last.pt", model, VOCABULARY, iteration=3)
+    loaded, vocabulary, checkpoint = load_checkpoint(tmp_path / "last.pt")
     assert loaded.config == model.config and vocabulary == VOCABULARY and checkpoint["iteration"] == 3
     assert loaded.head.weight is loaded.token_embedding.weight
-    ready, U = load_model(tmp_path).model, token_ids(model.config)
-    assert not ready.training  # it drops nothing
-    for again in (ready, loaded.eval()):
-        assert torch.equal(again(U)[0], model(U)[0])
+    U = token_ids(model.config)
+    assert torch.equal(loaded.eval()(U)[0], model(U)[0])
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
-    path, model = tmp_path / "best.pt", make(SIZES[0])
+    path, model = tmp_path / "last.pt", make(SIZES[0])
 
     def assert_refused(words="damaged"):
         with pytest.raises(UserError, match=words):
@@ -465,21 +467,21 @@ def test_a_resumed_run_settles_on_what_it_began_with(tmp_path, monkeypatch):
 
 
 def test_a_few_texts_of_a_small_model_have_one_thread_and_more_have_all(monkeypatch):
-    counts, large = [4], dataclasses.replace(SIZES[0], n_embd=LARGE)
-    monkeypatch.setattr(threads, "considerate_threads", lambda threads: None)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: counts[-1])
-    monkeypatch.setattr(torch, "set_num_threads", counts.append)
-
-    def within(sizes, texts) -> int:
-        with contextlib.suppress(OSError), threads_for(make(sizes), texts):
-            found = counts[-1]
-            raise OSError
-        assert counts[-1] == 4
-        return found
-
-    assert within(SIZES[0], 1) == 4  # the tests set OMP_NUM_THREADS
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    assert [within(SIZES[0], MANY - 1), within(SIZES[0], MANY), within(large, 1)] == [1, 4, 4]
+    blas = Mock()
+    monkeypatch.setattr(machine, "_blas", lambda: blas)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for channels, texts, due in (LARGE - 1, MANY - 1, 1), (LARGE - 1, MANY, 4), (LARGE, 1, 4):
+        set_blas_threads(channels, texts)
+        assert blas.limit.call_args.kwargs == {"limits": due}
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # what a user has set stays
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "2")
+            set_blas_threads(8, 1)
+    assert blas.limit.call_count == 3
+    monkeypatch.setattr(machine, "_blas", lambda: None)  # without threadpoolctl
+    set_blas_threads(8, 1)
 
 
 def test_how_threads_wait_is_left_alone_where_the_user_has_said_so(monkeypatch):
@@ -617,7 +619,7 @@ def test_any_file_of_a_run_protects_its_folder(tmp_path, name):
 def test_a_new_run_clears_the_folder_and_a_resumed_one_keeps_it(tmp_path, resume):
     half_written = [f".{name}.{10**9}" for name in [*RUN_FILES, "config.json"]]  # there is no process of that number
     kept = ["notes.txt", ".hidden", ".log.csv.swp", ".result.json.1"]  # of an editor, and of a process that runs
-    cleared = [*RUN_FILES, "events.out.tfevents.1"]
+    cleared = [*RUN_FILES, "best.pt", "forms.json", "events.out.tfevents.1"]  # best.pt: of an earlier version
     for name in [*half_written, *kept, *cleared]:
         (tmp_path / name).write_text(name)
     runlog.begin_folder(tmp_path, resume, {"seed": 7}, tmp_path)
@@ -658,7 +660,7 @@ def test_curves_show_the_numbers_of_the_log(tmp_path, monkeypatch, recwarn, file
         pictures.append(matplotlib.image.imread(tmp_path / file_name))
     assert all(picture.std() > 0.05 for picture in pictures) and (pictures[0] != pictures[1]).any()
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
-    names = [tuple(runlog.LABELS.values()), ("a train", "a val", "b train", "b val")]
+    names = [tuple(LABELS.values()), ("a train", "a val", "b train", "b val")]
     for figure, labels in zip(figures[:2], names, strict=True):
         assert [axes.get_yscale() for axes in figure.axes] == ["linear", "log"]
         for axes, measure in zip(figure.axes, ("loss", "perplexity"), strict=True):

@@ -53,16 +53,16 @@ def begin_folder(folder: Path, resume: bool, settings: dict, data_root: Path) ->
     The half-written files of a run that was killed are removed in any case.
     """
     remove_leftovers(folder, [*RUN_FILES, "config.json", "forms.json"])
-    if (data_root / "forms.json").is_file():  # so that the run writes poems in form without its data
-        with atomic_write(folder / "forms.json") as file:
-            file.write((data_root / "forms.json").read_bytes())
     with atomic_write(folder / "config.json", "w") as file:
         json.dump(settings | provenance(data_root), file, indent=2, ensure_ascii=False)
     if not resume:
-        for name in [*RUN_FILES, "best.pt"]:  # and that of an earlier version
+        for name in [*RUN_FILES, "forms.json", "best.pt"]:  # and that of an earlier version
             (folder / name).unlink(missing_ok=True)
         for path in folder.glob(EVENTS):
             path.unlink()
+    if (data_root / "forms.json").is_file():  # so that the run writes poems in form without its data
+        with atomic_write(folder / "forms.json") as file:
+            file.write((data_root / "forms.json").read_bytes())
 
 
 def provenance(data_root: Path) -> dict:

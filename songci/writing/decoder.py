@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 EPS = 1e-5  # of LayerNorm, as in torch
-MULTIPLE = 16  # S is rounded up to a multiple of this
+MULTIPLE = 16  # S, which is twice this or more, and the columns of a weight are rounded up to a multiple; see product()
 CHUNK = 256  # inputs of a product at a time
 
 
@@ -28,7 +28,7 @@ class Decoder:
         self.positions = None if config["no_pos"] else weights["position_embedding.weight"]  # (max_seq_len, C)
         self.layers = [Layer(config, weights, f"layers.{i}.") for i in range(config["n_layer"])]
         self.norm = weights["norm.weight"], weights["norm.bias"]
-        self.head = np.ascontiguousarray(self.embedding.T)  # (C, V), tied
+        self.head = padded(self.embedding.T)  # (C, V), tied
 
     def with_cache(self, rows: int) -> "Decoder":
         """The same model with an empty cache for so many texts: keys and values (layers, B, h, room, d)."""
@@ -50,13 +50,13 @@ class Decoder:
             row[: len(ids)] = ids
         features = self.features(U, np.asarray(cached), np.asarray(rows))
         last = features[np.arange(len(new)), [len(ids) - 1 for ids in new]]  # (R, C)
-        return product(last, self.head)
+        return product(last, self.head)[:, : len(self.embedding)]
 
     def features(self, U: np.ndarray, starts: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """The handout's steps 1 to 5 and the norm: (R, L) ids, which come after `starts` others, -> (R, L, C)."""
         # Step 1: the positions of the new tokens
         P = starts[:, None] + np.arange(U.shape[1])  # (R, L)
-        S = -(-(P.max() + 1) // MULTIPLE) * MULTIPLE
+        S = max(2, -(-(P.max() + 1) // MULTIPLE)) * MULTIPLE
         self.reserve(S)
         self.used = max(self.used, S)
         # Step 2, 3: embeddings
@@ -91,7 +91,7 @@ class Layer:
         def linear(*parts: str) -> tuple[np.ndarray, np.ndarray]:
             """Linear layers side by side, as one: their weight (in, out) and bias (out,)."""
             both = [np.concatenate([weights[f"{name}{part}.{kind}"] for part in parts]) for kind in ("weight", "bias")]
-            return np.ascontiguousarray(both[0].T), both[1]
+            return padded(both[0].T), both[1]
 
         def norm(part: str) -> tuple[np.ndarray, np.ndarray]:
             return weights[f"{name}{part}.weight"], weights[f"{name}{part}.bias"]
@@ -128,7 +128,9 @@ class Layer:
         scores += M
         scores -= scores.max(-1, keepdims=True)
         weights = np.exp(scores, out=scores)
-        out = (weights @ v / weights.sum(-1, keepdims=True))[:, :, :L]  # (R, h, L, d)
+        # In one order, whatever S is: numpy adds long rows otherwise than short ones
+        total = weights.reshape(*weights.shape[:-1], -1, MULTIPLE).sum(-2).sum(-1, keepdims=True)
+        out = (weights @ v / total)[:, :, :L]  # (R, h, L, d)
         # Step 4, 5: the heads side by side, and the output layer
         return affine(out.transpose(0, 2, 1, 3).reshape(R, L, C), *self.out)
 
@@ -149,14 +151,20 @@ def gelu(x: np.ndarray) -> np.ndarray:
 def affine(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
     """torch.nn.Linear with a weight (in, out): (R, L, in) -> (R, L, out)."""
     R, L, _ = x.shape
-    return (product(x.reshape(R * L, -1), weight) + bias).reshape(R, L, -1)
+    return (product(x.reshape(R * L, -1), weight)[:, : len(bias)] + bias).reshape(R, L, -1)
+
+
+def padded(weight: np.ndarray) -> np.ndarray:
+    """(in, out) with columns of zeros up to a multiple, for product()."""
+    return np.ascontiguousarray(np.pad(weight, [(0, 0), (0, -weight.shape[1] % MULTIPLE)]))
 
 
 def product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """x @ weight, (N, in) @ (in, out), in which a row is the same to the last bit whatever the number of rows.
 
-    OpenBLAS, which numpy comes with, computes one row by other steps than several, and cuts many inputs into blocks if
-    there are many rows: sums in another order are rounded otherwise. So one row is doubled, and the blocks are ours.
+    OpenBLAS, which numpy comes with, computes one row by other steps than several, cuts many inputs into blocks if
+    there are many rows, and has steps of its own for the columns that are left over in a small product: sums in another
+    order are rounded otherwise. So one row is doubled, the blocks are ours, and weights are padded().
     """
     rows = np.concatenate([x, x]) if len(x) == 1 else x
     total = rows[:, :CHUNK] @ weight[:CHUNK]

@@ -109,25 +109,25 @@ def write_next(model: Model, texts: list["Text"], rows: list[int], controls: Con
 
 def next_logits(model: Model, windows: list["Window"], rows: list[int], vocab_size: int) -> np.ndarray:
     """The logits (R, V) of the token that follows each of the R windows, whose rows in the model's cache are given."""
-    new = [len(window.ids) - window.cached for window in windows]
-    # Ordinary steps, and windows that are read from their beginning
-    groups = [i for i, n in enumerate(new) if n == 1], [i for i, n in enumerate(new) if n > 1]
+    # Those that have as much to read together: beside longer ones, a window's last bits would be others
+    groups: dict[int, list[int]] = {}
+    for i, window in enumerate(windows):
+        groups.setdefault(len(window.ids) - window.cached, []).append(i)
+    empty = groups.pop(0, [])
     parts = []
-    for group in filter(None, groups):
+    for group in groups.values():
         own = [windows[i] for i in group]
-        parts.append(
-            (group, model.next_logits([w.ids for w in own], [w.cached for w in own], [rows[i] for i in group]))
-        )
-    if parts and len(parts[0][0]) == len(windows):
-        logits = parts[0][1]
+        parts.append(model.next_logits([w.ids for w in own], [w.cached for w in own], [rows[i] for i in group]))
+    if len(parts) == 1 and not empty:
+        logits = parts[0]
     else:
         logits = np.full((len(windows), vocab_size), -np.inf, dtype=np.float32)
-        for group, part in parts:
+        for group, part in zip(groups.values(), parts, strict=True):
             logits[group] = part
-    for row, window in enumerate(windows):
+    for window in windows:
         window.cached = len(window.ids)
-        if not window.ids:  # a window of poems begins with a title mark
-            logits[row, window.title[1]] = 0.0
+    for row in empty:  # a window of poems begins with a title mark
+        logits[row, windows[row].title[1]] = 0.0
     return logits
 
 
