@@ -30,7 +30,7 @@ from songci.forms.poems import BLANK, read_poems, split_title
 from songci.forms.prompt import as_in_corpus
 from songci.forms.templates import Forms
 from songci.forms.writer import FormRules
-from songci.machine import choose_device, may_have_gpu, seed_of, set_blas_threads
+from songci.machine import choose_device, may_have_gpu, seed_of
 from songci.runs import Trained, as_gpt, load_trained, run_folder
 from songci.text import to_json
 from songci.writing.decoder import Decoder
@@ -242,7 +242,6 @@ def main() -> None:
     )
     alone = args.num_samples == args.best_of == args.particles == 1 and sys.stdout.isatty()
     if args.format == "text" and (args.stream or alone):
-        set_blas_threads(trained.config["n_embd"], 1)
         for i in range(args.num_samples):
             if i > 0:
                 print(SEPARATOR)

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from songci.machine import set_blas_threads
+
 EPS = 1e-5  # of LayerNorm, as in torch
 MULTIPLE = 16  # S, which is twice this or more, and the columns of a weight are rounded up to a multiple; see product()
-CHUNK = 256  # inputs of a product at a time
+CHUNK = 128  # inputs of a product at a time
 
 
 class Decoder:
@@ -33,6 +35,7 @@ class Decoder:
     def with_cache(self, rows: int) -> "Decoder":
         """The same model with an empty cache for so many texts: keys and values (layers, B, h, room, d)."""
         other, c = copy.copy(self), self.config
+        set_blas_threads(c["n_embd"], rows)
         shape = (2, c["n_layer"], rows, c["n_head"], 4 * MULTIPLE, c["n_embd"] // c["n_head"])
         other.keys, other.values = np.zeros(shape, dtype=np.float32)
         other.used = 0  # of the room
@@ -130,7 +133,8 @@ class Layer:
         weights = np.exp(scores, out=scores)
         # In one order, whatever S is: numpy adds long rows otherwise than short ones
         total = weights.reshape(*weights.shape[:-1], -1, MULTIPLE).sum(-2).sum(-1, keepdims=True)
-        out = (weights @ v / total)[:, :, :L]  # (R, h, L, d)
+        out = sum(weights[..., s : s + CHUNK] @ v[:, :, s : s + CHUNK] for s in range(0, S, CHUNK))
+        out = (out / total)[:, :, :L]  # (R, h, L, d)
         # Step 4, 5: the heads side by side, and the output layer
         return affine(out.transpose(0, 2, 1, 3).reshape(R, L, C), *self.out)
 

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import islice
 
 from songci.forms.writer import FormRules
-from songci.machine import seed_of, set_blas_threads
+from songci.machine import seed_of
 from songci.runs import Trained
 from songci.writing import smc
 from songci.writing.alternatives import Place, alternatives
@@ -56,7 +56,6 @@ def samples(trained: Trained, request: Request, model: Model | None = None) -> I
     model: what gives the logits; if left out, the decoder in numpy.
     """
     model = model or Decoder(trained.config, trained.weights)
-    set_blas_threads(trained.config["n_embd"], min(request.batch, request.num_samples * request.particles))
 
     def tries() -> Iterator[tuple[Sample, Text]]:
         total, size = request.num_samples * request.best_of, request.texts_at_once
