@@ -31,7 +31,8 @@ import torch
 
 import train
 from model import PRESETS
-from songci.corpus.windows import ScoredWindows, stack_windows, title_ids
+from songci.corpus.windows import ScoredWindows, title_ids
+from songci.training.batches import stack_windows
 from songci.training.device import keep_large_blocks
 from songci.training.loss import perplexity
 from songci.training.measure import mean_loss
