@@ -184,6 +184,7 @@ def test_poems_are_written_checked_and_shown_without_torch(tuned_root, tuned_ckp
     assert "3 poems of each kind" in scored
 
 
+@pytest.mark.slow
 def test_the_page_writes_without_torch(tuned_root, tuned_ckpt):
     pytest.importorskip("gradio", reason="gradio is not installed: requirements-page.txt")
     code = "import sys; from songci.page.desk import Page; page = Page(sys.argv[1], [sys.argv[2]]); "
