@@ -32,9 +32,11 @@ def token_ids(config: GPTConfig, batch: int = 2, length: int | None = None, seed
 
 
 def as_transformers(model: GPT) -> GPT2LMHeadModel:
-    """Our weights laid into transformers' GPT-2."""
-    other = GPT2LMHeadModel(GPT2Config.from_dict(gpt2_config(model), attn_implementation="eager"))
-    other.load_state_dict(gpt2_weights(model) | {"lm_head.weight": model.head.weight})
+    """Our weights laid into transformers' GPT-2, without the rows that the export adds for its special tokens."""
+    sizes = gpt2_config(model) | {"vocab_size": model.config.vocab_size}
+    other = GPT2LMHeadModel(GPT2Config.from_dict(sizes, attn_implementation="eager"))
+    head = {"transformer.wte.weight": model.head.weight, "lm_head.weight": model.head.weight}
+    other.load_state_dict(gpt2_weights(model) | head)
     return other.eval()
 
 
