@@ -13,7 +13,7 @@ The samples go to stdout, with a line of dashes between them and nothing else; w
   python sample.py --form --particles 64                    poems that see their rhymes still better coming
   python sample.py --format jsonl --num_samples 10000       a line of JSON for each sample, for other programs
 
-A character is chosen in this order: what the form allows, repetition penalty, temperature, top-k, top-p.
+A character is chosen in this order: repetition penalty, temperature, top-k, top-p, what the form allows.
 """
 
 import sys
@@ -195,7 +195,6 @@ def load(args) -> tuple[Trained, Model]:
     if args.stop_at_poem_end and not trained.title:
         raise UserError(f"--stop_at_poem_end: the model in {args.ckpt_path} was not trained on windows of poems")
     numpy = device is None or (args.device == "auto" and device.type == "cpu")
-    print(f"{args.ckpt_path}: {trained.num_parameters:,} parameters on {'cpu' if numpy else device}", file=sys.stderr)
     return trained, Decoder(trained.config, trained.weights) if numpy else PlainModel(trained, device)
 
 
@@ -224,6 +223,8 @@ def main() -> None:
     if forms and not rules:
         warn_of_long_tune(start, forms, trained.max_seq_len)
     Text(trained, start, args.seed, rules=rules)  # an unknown character, or no form for it, is reported before all else
+    where = "cpu" if isinstance(model, Decoder) else model.model.device
+    print(f"{args.ckpt_path}: {trained.num_parameters:,} parameters on {where}", file=sys.stderr)
     usual = FORM_CONTROLS if args.form else DEFAULT
     penalty = usual.repetition_penalty if args.repetition_penalty is None else args.repetition_penalty
     request = Request(

@@ -34,10 +34,11 @@ from tqdm import tqdm
 from model import GPT
 from songci.cli import Interrupted, UserError, deferred_signals, run
 from songci.corpus.vocabulary import fingerprint, load_dataset
-from songci.corpus.windows import IGNORE, Batches, Windows, poem_starts, title_ids, use_poem_windows
+from songci.corpus.windows import IGNORE, poem_starts, title_ids, use_poem_windows
 from songci.curves import plot_curves
 from songci.machine import seed_of
 from songci.runs import BEST, as_gpt, load_trained, perplexity, run_folder, save_trained
+from songci.training.batches import Batches, Windows
 from songci.training.checkpoint import begin_with, resume, save_last, trained_of
 from songci.training.device import choose_dtype, keep_large_blocks, settle
 from songci.training.flags import model_config, parse_args

@@ -23,9 +23,8 @@ from training import first_64
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train
-from songci.corpus import windows
 from songci.corpus.windows import IGNORE, ScoredWindows, poem_starts, title_ids
-from songci.training import optim
+from songci.training import batches, optim
 from songci.training.measure import mean_loss
 
 CHANGES = {  # name: (flags of train.py, changes of what has no flag)
@@ -63,7 +62,7 @@ class TitleKept:
 
     def __call__(self, tokens: np.ndarray, starts: np.ndarray, length: int):
         poem = np.searchsorted(self.starts, starts, side="right") - 1
-        inputs, targets = windows.stack_windows_plain(tokens, starts, length)
+        inputs, targets = batches.stack_windows_plain(tokens, starts, length)
         for row, (start, i) in enumerate(zip(starts, poem, strict=True)):
             n = min(self.lengths[i], length // 2)
             if start > self.starts[i]:
@@ -76,7 +75,7 @@ class TitleKept:
 def one(name: str, seed: int, args) -> dict:
     """Trains one run in this process; its losses in nats a character on the validation split."""
     flags, patches = CHANGES[name]
-    windows.LATER_SHARE = patches.get("later", windows.LATER_SHARE)
+    batches.LATER_SHARE = patches.get("later", batches.LATER_SHARE)
     if patches.get("schedule"):
         optim.schedule = cosine
     folder = Path(args.out) / f"{re.sub(r'[^a-zA-Z0-9.]+', '_', name)}-{seed}"
@@ -84,16 +83,16 @@ def one(name: str, seed: int, args) -> dict:
     trainer = train.Trainer(train.parse_args([*flags, "--iters", str(args.iters)]))
     val, title = trainer.measures.tokens, title_ids(trainer.vocabulary)
     if patches.get("keep_title"):
-        windows.stack_windows_plain = windows.stack_windows
+        batches.stack_windows_plain = batches.stack_windows
         of_train, of_val = TitleKept(trainer.batches.windows.tokens, title), TitleKept(val, title)
-        windows.stack_windows = lambda tokens, *rest: (of_val if tokens is val else of_train)(tokens, *rest)
+        batches.stack_windows = lambda tokens, *rest: (of_val if tokens is val else of_train)(tokens, *rest)
     for _ in range(args.iters):
         trainer.iterate()
     model = trainer.result_model
     poems = ScoredWindows.of_poems(val, title, 64)
     result = {"first 64": mean_loss(model, val, first_64(poems), 64), "poems": mean_loss(model, val, poems, 64)}
     if patches.get("keep_title"):
-        windows.stack_windows = windows.stack_windows_plain
+        batches.stack_windows = batches.stack_windows_plain
     return result | {"stream": mean_loss(model, val, ScoredWindows.of_stream(val, 64), 64)}
 
 

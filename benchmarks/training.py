@@ -32,8 +32,9 @@ import torch
 import train
 from model import PRESETS
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, load_dataset
-from songci.corpus.windows import ScoredWindows, stack_windows, title_ids
+from songci.corpus.windows import ScoredWindows, title_ids
 from songci.runs import perplexity
+from songci.training.batches import stack_windows
 from songci.training.device import keep_large_blocks
 from songci.training.measure import mean_loss
 from songci.training.threads import considerate_threads

@@ -220,8 +220,8 @@ def main() -> None:
     print(runs_table(runs))
     for name, trained in models.items():
         own = first_encodable(trained.vocabulary, start) if args.start == START else start
-        start = as_in_corpus(own, trained.vocabulary)
-        [poem] = samples(trained, Request(start, 1, args.max_new_tokens, seed=args.seed))
+        request = Request(as_in_corpus(own, trained.vocabulary), 1, args.max_new_tokens, seed=args.seed)
+        [poem] = samples(trained, request)
         print(f"\n`{name}`:\n\n```\n{poem.text.strip()}\n```")
     for path in args.out:
         if path.suffix in PICTURES:

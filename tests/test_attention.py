@@ -340,7 +340,7 @@ def test_a_page_of_a_large_model_leaves_the_model_view_out_and_says_so(poem, mon
         # Before any work: else the missing run would be told of
         (POEM, ["--out", "folder.html", "--ckpt_path", "nowhere"], ["--out folder.html: it is a folder"]),
         (POEM, ["--out", "picture.html", "--ckpt_path", "nowhere"], ["--out picture.png: it is a folder"]),
-        (POEM, ["--ckpt_path", "nowhere"], ["no checkpoint", "train.py"]),
+        (POEM, ["--ckpt_path", "nowhere"], ["no model", "train.py"]),
         (POEM, ["--ckpt_path", "other"], ["another vocabulary"]),
         (POEM, ["--data_root", "nowhere"], ["no data folder nowhere"]),
         (POEM, ["--text", "nowhere.txt"], ["cannot read nowhere.txt: No such file or directory"]),

@@ -32,15 +32,17 @@ from hypothesis import given
 
 import prepare
 from songci.cli import UserError, only_process
-from songci.corpus import chinese_poetry, quansongci, shi, windows
+from songci.corpus import chinese_poetry, quansongci, shi
 from songci.corpus.doubles import doubles
 from songci.corpus.spelling import learn_spelling
 from songci.corpus.vocabulary import Vocabulary, load_dataset, load_vocabulary, read_splits
-from songci.corpus.windows import Batches, ScoredWindows, Windows, poem_starts, title_ids, use_poem_windows
+from songci.corpus.windows import ScoredWindows, poem_starts, title_ids, use_poem_windows
 from songci.forms.learn import learn
 from songci.forms.poems import read_poems
 from songci.forms.prompt import as_in_corpus
 from songci.forms.templates import Forms
+from songci.training import batches
+from songci.training.batches import Batches, Windows
 
 
 def write(folder, data: str | bytes):
@@ -875,7 +877,7 @@ def test_an_epoch_takes_every_window_once_and_each_epoch_cuts_anew(n):
 @pytest.mark.parametrize("where", ["before", "after", "short"])
 def test_text_without_titles_is_trained_on_as_often_as_poems_are(where, monkeypatch):
     """3,000 characters before the first title, or after the last; or 40 before it, two windows and a half."""
-    monkeypatch.setattr(windows, "LONGEST_POEM", 200)
+    monkeypatch.setattr(batches, "LONGEST_POEM", 200)
     lengths, before = [16] * 30, {"before": 3000, "after": 0, "short": 40}[where]
     tokens, poems = poems_of(*lengths, *([3000] if where == "after" else []), before=before)
     counts = np.zeros(len(tokens) + 16)

@@ -24,8 +24,12 @@ ROOMS = {
     "songci.text": set(),
     "songci.fonts": set(),
     "songci.corpus": set(),
-    "songci.training": {"model", "songci.corpus", "songci.fonts"},
+    "songci.runs": {"model", "songci.corpus"},
+    "songci.machine": set(),
+    "songci.curves": {"songci.fonts"},
+    "songci.training": {"model", "songci.corpus", "songci.fonts", "songci.machine", "songci.runs"},
     "songci.forms": {"songci.corpus"},
+    "songci.writing": {"songci.corpus", "songci.forms", "songci.machine", "songci.runs"},
     "songci.hmm": {"songci.fonts"},
 }
 
@@ -59,7 +63,7 @@ def room_of(module: str) -> str:
 def test_the_top_level_shows_the_assignment_and_nothing_else():
     assert {path.stem for path in ROOT.glob("*.py")} == SCRIPTS
     listed = "prepare.py model.py train.py sample.py hmm.py attnvis.ipynb README.md README.zh-CN.md LICENSE Makefile "
-    listed += "pyproject.toml requirements.txt requirements-dev.txt requirements-page.txt "
+    listed += "pyproject.toml requirements.txt requirements-dev.txt requirements-page.txt requirements-write.txt "
     listed += "songci data docs tests benchmarks findings"
     assert {top for top in tops() if not top.startswith(".")} == set(listed.split())
 
@@ -93,6 +97,21 @@ def test_no_script_is_imported_but_the_model_and_no_modules_import_each_other_in
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError
 
 
+def test_what_writes_and_what_reads_a_run_imports_no_torch_at_the_top_of_a_file():
+    """Only within functions, for a GPU and for those who train."""
+    paths = [
+        path for name, path in MODULES.items() if room_of(name) in ("songci.writing", "songci.forms", "songci.corpus")
+    ]
+    for path in [
+        *paths,
+        ROOT / "sample.py",
+        *(ROOT / "songci" / f"{name}.py" for name in ("runs", "machine", "curves")),
+    ]:
+        tops = [node for node in tree(path).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        named = {getattr(node, "module", None) or name.name for node in tops for name in node.names}
+        assert not {name for name in named if name.split(".")[0] in ("torch", "model") or "training" in name}, path
+
+
 def test_the_model_needs_torch_and_the_standard_library_alone():
     assert {module.split(".")[0] for module in imports(ROOT / "model.py")} - sys.stdlib_module_names == {"torch"}
 
@@ -116,7 +135,7 @@ def test_every_package_that_is_imported_is_in_the_requirements():
     )
     foreign = {module.split(".")[0].replace("PIL", "pillow") for path in FILES for module in imports(path)}
     foreign -= sys.stdlib_module_names | SCRIPTS | {"songci"}
-    assert foreign - listed <= {"tensorboard", "numba"} & optional | page
+    assert foreign - listed <= {"tensorboard", "numba", "threadpoolctl"} & optional | page
 
 
 def test_what_decides_data_and_results_is_pinned():

@@ -1,22 +1,25 @@
 import json
+import os
 import pickle
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import venv
 
 import pytest
 from conftest import ROOT, prepared, train_tiny
 from hostile import ANY_TEXT, NEAR_TEXT, POEMS, case, fuzz
 from hypothesis import example, given
 from hypothesis import strategies as st
-from songci.samples import read_start
 
 import sample
 from songci.corpus.vocabulary import load_vocabulary
 from songci.forms.templates import Forms
-from songci.training.checkpoint import load_model
+from songci.runs import load_trained
+from songci.writing.decoder import Decoder
+from songci.writing.prompt import read_start
 
 DASHES = "-" * 15
 
@@ -105,13 +108,114 @@ def test_a_checkpoint_of_another_corpus_or_windows_is_found_out(assert_user_erro
     assert_user_error(sample, *flags(data_root, stream, "--stop_at_poem_end"), words=["windows of poems"])
 
 
-def test_nothing_heavy_is_imported(tuned_root, tuned_ckpt):
-    """torch._dynamo, PyTorch's compiler, takes as long to import as torch itself."""
-    heavy = {"matplotlib", "transformers", "bertviz", "pandas", "torch._dynamo"}
-    arguments = [*map(str, flags(tuned_root, tuned_ckpt, "--num_samples", 1, "--max_new_tokens", 20))]
-    code = f"import sys; sys.argv[1:] = {arguments}; import sample; sample.main(); print({heavy} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, encoding="utf-8", check=True)
-    assert done.stdout.endswith("\nset()\n")
+def test_a_copied_run_writes_poems_in_form_without_its_data(
+    sampled, call, tuned_ckpt, data_root, tmp_path, monkeypatch
+):
+    """Where there is no data folder; one that is there and of another corpus is not passed over in silence."""
+    usual = sampled("--form", "--start", "+++清平乐")
+    run = shutil.copytree(tuned_ckpt, tmp_path / "elsewhere" / "run")
+    monkeypatch.chdir(tmp_path)
+    more = ["--ckpt_path", run, "--form", "--start", "+++清平乐", "--num_samples", 4]
+    assert call(sample, *more)[:2] == (0, usual)
+    assert "no data folder" in call(sample, *more, "--data_root", "data/quansongci")[2]
+    shutil.copytree(data_root, tmp_path / "data" / "quansongci")
+    status, _, err = call(sample, *more)
+    assert status == 2 and "another vocabulary" in err
+    shutil.rmtree(tmp_path / "data")
+    (run / "forms.json").unlink()
+    status, _, err = call(sample, *more)
+    assert status == 2 and "no forms.json in" in err and "Traceback" not in err
+    assert call(sample, *more[:2], "--num_samples", 1, "--max_new_tokens", 5)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "more", [["--max_new_tokens", 60], ["--form", "--rhyme", "东"], ["--start", "+++清平乐\\n□一□□。□"]], ids=str
+)
+def test_model_py_writes_the_same_poems_as_the_numpy_decoder(call, tuned_root, tuned_ckpt, monkeypatch, more):
+    """The likeliest characters, in a window that moves on; --device cpu is model.py, auto without a GPU numpy."""
+    found, models = [], []
+    original = sample.load
+    monkeypatch.setattr(sample, "load", lambda args: models.append((loaded := original(args))[1]) or loaded)
+    monkeypatch.setattr(sample, "may_have_gpu", lambda: False)
+    for device in ("cpu", "auto"):
+        run = ["--data_root", tuned_root, "--ckpt_path", tuned_ckpt, "--device", device, "--temperature", 0]
+        _, out, _ = call(sample, *run, *more, "--num_samples", 3, "--format", "jsonl")
+        found.append([json.loads(line) for line in out.splitlines()])
+    assert [type(model) for model in models] == [sample.PlainModel, Decoder] and len(found[0]) == 3
+    for one, other in zip(*found, strict=True):
+        assert one.pop("mean_log_likelihood") == pytest.approx(other.pop("mean_log_likelihood"), abs=1e-4)
+        assert one == other
+
+
+@pytest.mark.parametrize("particles", [1, 4])
+def test_model_py_writes_poems_in_form_and_looks_ahead(call, tuned_root, tuned_ckpt, particles):
+    more = ["--form", "--particles", particles, "--format", "jsonl", "--alternatives", 2, "--num_samples", 3]
+    status, out, _ = call(sample, *flags(tuned_root, tuned_ckpt, *more))
+    assert status == 0 and all(json.loads(line)["form"] for line in out.splitlines())
+
+
+HEAVY = ["torch", "matplotlib", "transformers", "bertviz", "pandas"]
+NO_HEAVY = """
+import runpy, sys
+sys.modules.update(dict.fromkeys(sys.argv[1].split(",")))  # an import of these would raise ImportError
+sys.argv[:] = sys.argv[2:]
+as_script = sys.argv[0].endswith(".py")
+(runpy.run_path if as_script else runpy.run_module)(sys.argv[0], run_name="__main__")
+"""
+
+
+def without(packages, name, *args, cwd=ROOT) -> str:
+    """What a script or a module prints where these packages cannot be imported."""
+    command = [sys.executable, "-c", NO_HEAVY, ",".join(packages), str(name), *map(str, args)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_poems_are_written_checked_and_shown_without_torch(tuned_root, tuned_ckpt, file):
+    run = ["--data_root", tuned_root, "--ckpt_path", tuned_ckpt]
+    poems = without(HEAVY, ROOT / "sample.py", *run, "--form", "--num_samples", 2)
+    assert "。\n" in without(HEAVY, ROOT / "sample.py", *run, "--stream", "--num_samples", 1)
+    more = ["--format", "jsonl", "--best_of", 2, "--alternatives", 1, "--num_samples", 1]
+    assert json.loads(without(HEAVY, ROOT / "sample.py", *run, *more))["alternatives"]
+    checked = without(HEAVY, "songci.forms", *run[:2], "--check", file("poems.txt", poems.split(DASHES)[0]))
+    assert "in form" in checked and "○" in without(HEAVY, "songci.forms", *run[:2], "--show", "清平乐")
+    scored = without(["torch"], "songci.evaluate", *run, "--samples", 3, "--max_new_tokens", 5)
+    assert "3 poems of each kind" in scored
+
+
+@pytest.mark.slow
+def test_the_page_writes_without_torch(tuned_root, tuned_ckpt):
+    pytest.importorskip("gradio", reason="gradio is not installed: requirements-page.txt")
+    code = "import sys; from songci.page.desk import Page; page = Page(sys.argv[1], [sys.argv[2]]); "
+    code += "written = page.written(sys.argv[2], '+++清平乐\\n', 1); page.others(sys.argv[2], written.text, 7); "
+    code += "print('torch' in sys.modules, written.text)"
+    command = [sys.executable, "-c", code, str(tuned_root), str(tuned_ckpt)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0 and done.stdout.startswith("False +++清平乐\n"), done.stderr
+
+
+@pytest.mark.slow
+def test_poems_are_written_where_only_requirements_write_is_installed(tuned_ckpt, tmp_path):
+    """In a fresh environment, from a copied run, with traditional characters."""
+    listed, all_listed = (
+        re.findall(r"^[^#\s]\S*", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE)
+        for name in ("requirements-write.txt", "requirements.txt")
+    )
+    assert {re.match(r"\w+", line)[0] for line in listed} == {"numpy", "safetensors", "opencc"}
+    assert set(listed) <= set(all_listed)  # the same versions
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / ("Scripts" if sys.platform == "win32" else "bin") / "python"
+    install = [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "-r", "requirements-write.txt"]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(install, cwd=ROOT, env=env, check=True, timeout=500)
+    run = shutil.copytree(tuned_ckpt, tmp_path / "run")
+    flags = ["--ckpt_path", str(run), "--form", "--start", "+++清平樂", "--num_samples", "2"]
+    done = subprocess.run(
+        [python, str(ROOT / "sample.py"), *flags], cwd=tmp_path, env=env, capture_output=True, encoding="utf-8"
+    )
+    assert done.returncode == 0 and done.stdout.count("+++清平乐\n") == 2, done.stderr
 
 
 @pytest.mark.slow
@@ -229,8 +333,9 @@ def test_look_ahead_is_the_way_of_forms_unless_it_is_said(sampled):
 
 
 def test_held_to_a_form_repetition_is_penalised_unless_it_is_said(sampled):
-    usual, same = sampled("--form"), sampled("--form", "--repetition_penalty", 1.2)
-    assert usual == same != sampled("--form", "--repetition_penalty", 1)
+    form = ["--form", "--num_samples", 30]
+    usual, same = sampled(*form), sampled(*form, "--repetition_penalty", 1.2)
+    assert usual == same != sampled(*form, "--repetition_penalty", 1)
 
 
 def test_free_samples_are_checked_too(poems, tuned_root, tmp_path):
@@ -256,8 +361,8 @@ def test_acrostic_rhyme_and_first_line_together(poems, tuned_root):
 @pytest.fixture
 def write_poems(tuned_root, tuned_ckpt, monkeypatch):
     """sample.py's main(), with a model that is loaded once."""
-    trained, forms = load_model(tuned_ckpt), Forms.load(tuned_root)
-    monkeypatch.setattr(sample, "load", lambda args: trained)
+    trained, forms = load_trained(tuned_ckpt), Forms.load(tuned_root)
+    monkeypatch.setattr(sample, "load", lambda args: (trained, Decoder(trained.config, trained.weights)))
     monkeypatch.setattr(sample.Forms, "load", lambda folder: forms)
 
     def write(*flags):

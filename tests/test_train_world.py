@@ -71,7 +71,9 @@ def test_the_program_reports_and_trains_as_one_process_does(data_root, tmp_path,
     with running(data_root, folder, *SEVERAL, until="config.json", processes=processes) as process:
         out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
-    assert logged(folder, "train_loss") == pytest.approx(logged(one, "train_loss"), abs=1e-5)
+    assert logged(folder, "train_loss") == pytest.approx(
+        logged(one, "train_loss"), abs=1.1e-5
+    )  # a unit of its last digit
     assert "parameters on cpu" in out and "whole validation split, by poem: loss" in out
     assert ("2 processes" in out) == (processes == 2)
     assert out.count("iter     20 | loss") == 1  # the first alone reports

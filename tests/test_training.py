@@ -32,11 +32,12 @@ import train
 from songci import machine
 from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
-from songci.corpus.windows import IGNORE, ScoredWindows, stack_windows
+from songci.corpus.windows import IGNORE, ScoredWindows
 from songci.curves import LABELS, plot_curves, read_log
 from songci.machine import LARGE, MANY, choose_device, seed_of, set_blas_threads
 from songci.runs import perplexity
 from songci.training import device, runlog, threads
+from songci.training.batches import stack_windows
 from songci.training.checkpoint import load_checkpoint, save_checkpoint
 from songci.training.device import choose_dtype, settle
 from songci.training.loss import TrainingLoss, head_loss

@@ -12,8 +12,6 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
-from songci.attention.plots import Picture
-from songci.attention.stats import character_losses, read
 from songci.cli import UserError
 from songci.forms.__main__ import drawn, outline
 from songci.forms.poems import BLANK, is_character, tune_of
@@ -112,6 +110,9 @@ class Page:
 
     def attention(self, ckpt_path: str, text: str, at: int) -> tuple[str, float]:
         """A picture of where a character looks, a row a head, as HTML; and the character's surprise in nats."""
+        from songci.attention.plots import Picture  # here, for torch: poems are written without it
+        from songci.attention.stats import character_losses, read
+
         trained = self.opened(ckpt_path)
         seen = text[max(0, at + 1 - trained.max_seq_len) : at + 1]
         reading = read(as_gpt(trained), trained.vocabulary, seen, title=trained.title)

@@ -9,8 +9,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model import GPT
-from songci.corpus.windows import IGNORE, ScoredWindows, stack_windows
+from songci.corpus.windows import IGNORE, ScoredWindows
 from songci.runs import perplexity
+from songci.training.batches import stack_windows
 
 CHUNK_ROWS = 256  # of logits at a time: with all of a batch, most of the time goes into getting memory
 

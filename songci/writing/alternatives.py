@@ -58,8 +58,8 @@ def candidate_posterior(
     By Bayes' rule in proportion to p(candidate and rest | before), among CANDIDATES: the likeliest after `before` of
     those allowed, (V,) True, and the token that stands there.
     """
-    rest = list(rest[: max_seq_len - 2])
-    before = list(before[max(0, len(before) + 1 + len(rest) - max_seq_len) :])  # a window that holds the sentence
+    rest = list(rest[: max_seq_len - 1])
+    before = list(before[len(rest) - max_seq_len :])  # so that one window holds the sentence, but for its last token
     model = model.with_cache(BATCH)
     prior = log_softmax(model.next_logits([before], [0], [0]))[0]
     order = np.argsort(np.where(allowed, -prior, np.inf), kind="stable")

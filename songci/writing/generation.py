@@ -200,8 +200,9 @@ def choose(
     ids[winners // V] = winners % V
     for row in np.flatnonzero(np.isinf(first)):  # nothing that is allowed is left
         ids[row] = np.where(allowed[row], logits[row], -np.inf).argmax()
-        tempered = logits[row].astype(np.float64) / controls.temperature
-        log_mass[row] = tempered[ids[row]] - np.log(np.exp(tempered).sum())
+        with np.errstate(over="ignore"):
+            probs = np.exp(logits[row].astype(np.float64) / controls.temperature)
+        log_mass[row] = np.log(max(probs[ids[row]], 1e-300) / probs.sum())
     return ids, log_mass
 
 
