@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from songci.forms.groups import apart
 from songci.forms.poems import Clause, pattern, read_clauses
+from songci.forms.refrains import Refrain, always
 from songci.forms.rhymes import common_class
 from songci.forms.templates import Forms, Template
 from songci.forms.tones import EITHER, contrary, nearness, tone_of
@@ -23,6 +24,7 @@ class Check:
     is the commonest in it. unheard: the clauses among these whose last character the corpus never rhymes: they count as
     not fitting, but prove no fault. classes: that of each group, -1 if none of its
     characters has any. apart: (letter, letter) of groups whose classes do not go together.
+    refrains: of a poem in form, those that belong to its template, and whether they are kept.
     tones: of a poem in form, (place of the clause, place in it, the tone due, whether it is kept) for each fixed place
     with a character of one tone.
     """
@@ -37,6 +39,7 @@ class Check:
     unheard: frozenset[int] = frozenset()
     classes: dict[str, int] = field(default_factory=dict)
     apart: tuple[tuple[str, str], ...] = ()
+    refrains: tuple[tuple[Refrain, bool], ...] = ()
 
     @property
     def form(self) -> bool:
@@ -93,10 +96,11 @@ def check(tune: str, body: str, forms: Forms) -> Check:
     badly = tuple((best.letters[i], best.letters[j]) for i, j in apart(in_order, best.joint, best.bound))
     tones = _tones(clauses, best, forms.level) if in_form else []
     unheard = frozenset(i for group in rhymes.values() for i, char, _ in group if char not in forms.classes)
+    texts = [clause.text for clause in clauses]
+    refrains = tuple((refrain, refrain.kept(texts)) for refrain in always(best.refrains, best.support) if in_form)
     number = templates.index(best) + 1
-    return Check(
-        tune, best, number, departure, in_form and best.clauses != found, rhymes, tones, unheard, classes, badly
-    )
+    punctuated = in_form and best.clauses != found
+    return Check(tune, best, number, departure, punctuated, rhymes, tones, unheard, classes, badly, refrains)
 
 
 def _tones(clauses: list[Clause], template: Template, level: dict[str, float]) -> list[tuple[int, int, str, bool]]:

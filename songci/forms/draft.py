@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterable
 
 from songci.forms.poems import BLANK, MARKS, is_character
+from songci.forms.refrains import Refrain
 from songci.forms.rhymes import Classes
 from songci.forms.templates import Template
 
@@ -15,6 +16,7 @@ class Draft:
     same_marks: whether all its marks are those of the template, not 。 for ， or the other way round.
     given: {slot: what has to stand there}; pauses: the slots before which 、 has to; laid: the number of slots of a
     text with blanks that is given, in which there is no other 、.
+    written: {slot: its character}; echoes: {slot: the one before whose character it repeats, if it can}.
     """
 
     def __init__(self, template: Template, classes: Classes):
@@ -25,10 +27,12 @@ class Draft:
         self.same_marks = True
         self.given: dict[int, str] = {}
         self.pauses, self.laid = set(), 0
+        self.written: dict[int, str] = {}
+        self.echoes: dict[int, int] = {}
 
     def copy(self) -> "Draft":
         other = copy.copy(self)
-        other.groups = {**self.groups}
+        other.groups, other.written = {**self.groups}, {**self.written}
         return other  # what is given stays as it is
 
     def begins(self) -> list[int]:
@@ -55,6 +59,25 @@ class Draft:
         if blank:
             self.laid, (self.at, self.paused) = self.at, blank
         return True
+
+    def repeat(self, refrain: Refrain) -> None:
+        """Keeps a refrain in what is to be written, unless what is given has it otherwise."""
+        slot_of, lengths = self.template.slot_of, self.template.lengths
+        pairs = [(slot_of[first], slot_of[again]) for first, again in refrain.places(lengths)]
+        known = self.written | self.given
+        given: dict[int, str] = {}
+        for first, again in pairs:
+            chars = {known[slot] for slot in (first, again) if slot in known}
+            letters = {self.template.slots[slot].rhyme for slot in (first, again)} - {""}
+            if len(chars) > 1 or any(
+                self.groups.get(letter, frozenset()).isdisjoint(self.classes.get(char, ()))
+                for char in chars
+                for letter in letters
+            ):
+                return
+            given |= {slot: char for char in chars for slot in (first, again) if slot not in known}
+        self.given |= given
+        self.echoes |= {again: first for first, again in pairs if again not in known | given}
 
     def join(self, letter: str, own: Iterable[int]) -> bool:
         """Leaves a group of rhymes the classes that are among its own and these; returns whether there are any."""
@@ -84,5 +107,7 @@ class Draft:
             if not self.join(due.rhyme, self.classes.get(char, ())):
                 return False
             self.rhymed += char
+        if mark is None and char != BLANK:
+            self.written[self.at] = char
         self.at, self.paused = self.at + 1, False
         return True
