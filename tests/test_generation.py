@@ -7,7 +7,7 @@ from test_model import SIZES, make
 from songci.cache import KVCache
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms.templates import Forms
-from songci.forms.writer import FormRules, FormWriter
+from songci.forms.writer import FormRules
 from songci.generation import Context, Controls, Text, generate, next_logits, sample_next
 from songci.samples import finished, samples
 from songci.training.checkpoint import Trained, load_model
@@ -115,8 +115,9 @@ def test_likelihoods_and_what_a_form_allows_are_exact(tuned_root, tuned_ckpt):
     model, vocabulary, title, _ = trained
     rules, start = FormRules(Forms.load(tuned_root), vocabulary), "+++清平乐\n"
     [sample] = samples(trained, start, 1, 0, seed=3, rules=rules, measure=True)
-    form, context = FormWriter(rules, start, lambda: 0.5), Context(16, title, vocabulary.encode(start).tolist())
-    chosen, free, text = [], [], Text(trained, start, seed_of(3, 0, 0), rules=rules)
+    text, twin = (Text(trained, start, seed_of(3, 0, 0), rules=rules) for _ in range(2))
+    form, context = twin.form, Context(16, title, vocabulary.encode(start).tolist())  # the same rhymes are drawn
+    chosen, free = [], []
     for step in generate(model, [text]):
         log_probs = torch.log_softmax(model(torch.tensor([context.ids]))[0][0, -1], dim=-1)
         torch.testing.assert_close(step.logits[0].log_softmax(-1), log_probs, atol=1e-4, rtol=0)
