@@ -16,6 +16,7 @@ import random
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -72,6 +73,26 @@ def joint_table(tunes: list[str], people: dict[str, list[Check]], ours: dict[str
         if twice[0]:
             cells = (f"{sum(found) / len(found):.1%} of {len(found)}" if found else "" for found in twice + together)
             print(f"| {tune} | {' | '.join(cells)} |")
+
+
+def refrain_table(forms: Forms, people: list[tuple[str, str]], written: Callable[[str], list[str]]) -> None:
+    """The share of the poems of a form that have a refrain, people's and ours; forms of ten poems or more."""
+    print("\n| tune | refrain | people | written |\n|---|---|---|---|")
+    for tune, templates in forms.tunes.items():
+        template = templates[0]
+        if template.support < 10 or not template.refrains:
+            continue
+        kept = []
+        for bodies in ([body for name, body in people if name == tune], written(tune)):
+            found = [read_clauses(body) for body in bodies if check(tune, body, forms).template is template]
+            texts = [[clause.text for clause in poem] for poem in found if pattern(poem) == template.clauses]
+            kept.append([[refrain.kept(poem) for refrain in template.refrains] for poem in texts])
+        for n, refrain in enumerate(template.refrains):
+            shares = (f"{sum(poem[n] for poem in of)} of {len(of)}" for of in kept)
+            which = (
+                f"{refrain.clause + 1} of {refrain.of + 1}, {'last' if refrain.at_end else 'first'} {refrain.length}"
+            )
+            print(f"| {tune} | {which} | {' | '.join(shares)} |")
 
 
 def control(poems: list[tuple[str, str]]) -> None:
@@ -135,6 +156,7 @@ def main() -> None:
     people = {tune: [check(tune, body, forms) for name, body in poems if name == tune] for tune in tunes}
     rhyme_table(tunes, people, ours, forms)
     joint_table(tunes, people, ours)
+    refrain_table(forms, poems, lambda tune: [sample.text.partition("\n")[2] for sample in written(tune, args.free)])
     return None
 
 

@@ -23,6 +23,7 @@ from songci.forms.learn import Poem, by_rhyme, learn, refrains, rhyme_scheme, rh
 from songci.forms.names import misprints
 from songci.forms.poems import pattern, read_clauses, read_poems, split_title, tune_of
 from songci.forms.prompt import as_in_corpus
+from songci.forms.refrains import Refrain, learn_refrains
 from songci.forms.rhymes import attach, class_tones, communities
 from songci.forms.scores import form_scores
 from songci.forms.templates import Forms, Template
@@ -368,6 +369,10 @@ def test_what_a_user_can_get_wrong(assert_user_error, root, file):
 
 def test_forms_are_saved_and_loaded(root):
     assert Forms.load(root) == FORMS
+    more = replace(SHORT, joint={(0,): 4, (-1,): 1}, refrains=(Refrain(2, 0, 3, True, 5),))
+    more_forms = Forms({"小令": [more]}, OF_CLASS | {"节": (1, 0)}, FORMS.level)
+    more_forms.save(root / "forms.json")
+    assert Forms.load(root) == more_forms and Forms.load(root).tunes["小令"][0].rhymes == {"a": {0: 4}}
 
 
 def test_a_tune_is_shown_as_a_template_with_a_poem_under_it(call, tmp_path):
@@ -497,6 +502,23 @@ def test_a_refrain_is_what_a_good_part_of_the_poems_repeat():
     assert refrains(SHORT.clauses, ["东红东", *["东二红"] * 4]) == {2}
     assert refrains(SHORT.clauses, ["东红东", *["东二红"] * 5]) == frozenset()
     assert refrains(SHORT.clauses, ["东红红"]) == frozenset()  # it is the clauses with 。 that count
+
+
+@pytest.mark.parametrize(
+    ("poems", "found"),
+    [
+        ([["一二三", "二三", "四五"]] * 3, [(1, 0, 2, True, 3)]),  # the end, as 忆秦娥's 秦楼月
+        ([["一二三", "一二", "四五"]] * 3, [(1, 0, 2, False, 3)]),
+        ([["一二", "三四", "一二"], ["五六", "七八", "五六"], ["三四", "一二", "三四"]], [(2, 0, 2, True, 3)]),
+        ([["一", "一", "一"], ["二", "二", "二"], ["三", "三", "三"]], [(1, 0, 1, True, 3), (2, 1, 1, True, 3)]),
+        ([["一二", "三四", "五六"]] * 17 + [["一二", "一二", "五六"]] * 3, [(1, 0, 2, True, 3)]),
+        ([["一二", "三四", "五六"]] * 60 + [["一二", "一二", "五六"]] * 3, []),  # chance
+        ([["一二", "一二", "五六"]] * 2, []),
+        ([["一二", "三二", "五六"]] * 9, []),  # a rhyme that is the same
+    ],
+)
+def test_refrains_are_clauses_that_repeat_another_one_or_its_end_or_beginning(poems, found):
+    assert [tuple(refrain) for refrain in learn_refrains(poems)] == found
 
 
 def test_few_poems_prove_little_for_a_scheme():
@@ -858,6 +880,47 @@ def test_an_acrostic_of_as_many_characters_as_clauses_begins_each_of_them():
         words = f"--acrostic has {len(acrostic)} characters; 小令 has 2 sentences to write, and 4 clauses: .* 一□，…"
         with pytest.raises(UserError, match=words):
             begun(FormRules(forms_of(quatrain), VOCABULARY, acrostic))
+
+
+WHOLE, END = Refrain(1, 0, 2, True, 10), Refrain(3, 2, 2, True, 10)
+REFRAINS = form("2。2。3。2。", "aaaa", 10, refrains=(WHOLE, END))
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize("tones", ["", "平仄平仄中平仄平仄", "中仄中仄中中中中平"])
+@pytest.mark.parametrize("given", ["", "一", "□□。三□。□□□。□红。", "□□。□□。七□□。", "一□。三□。", "一东。一东。"])
+def test_what_nearly_all_poems_repeat_is_written_unless_what_is_given_has_it_otherwise(given, tones, particles):
+    rules, rng = FormRules(forms_of(replace(REFRAINS, tones=tones)), VOCABULARY), random.Random(1)
+    for _ in range(20):
+        text, chars = f"+++小令\n{given.partition('□')[0]}", rules.vocabulary.chars
+        writer = writer_of(rules, f"+++小令\n{given}", rng)
+        while not writer.done:
+            writer = rng.choice([writer.copy(rng.random) for _ in range(particles)])
+            char = rng.choice(sorted(allowed_chars(writer)))
+            writer.append(chars.index(char))
+            text += char
+        result = check("小令", text.partition("\n")[2], rules.forms)
+        kept = [kept for _, kept in result.refrains]
+        assert result.rhyme and kept == [not given.startswith("一□。三"), True]
+
+
+def test_a_refrain_that_some_poems_have_is_drawn_and_one_that_lacks_is_said(root, file, call):
+    some = replace(REFRAINS, refrains=(WHOLE._replace(poems=4), END._replace(poems=2)))
+    rules, rng = FormRules(forms_of(some), VOCABULARY), random.Random(1)
+    poems = [read_clauses(written(rules, rng).partition("\n")[2]) for _ in range(300)]
+    shares = [sum(of.kept([clause.text for clause in poem]) for poem in poems) / 300 for of in (WHOLE, END)]
+    assert shares == [pytest.approx(0.4, abs=0.07), pytest.approx(0.2, abs=0.07)]
+    Forms({"小令": [REFRAINS]}, FORMS.classes).save(root / "forms.json")
+    poem = file("poems.txt", "+++小令\n一东。一东。二三红。四风。\n")
+    out = call(forms_command, "--data_root", root, "--check", poem)[1]
+    assert "every rhyme in its class, 1 refrain missing; template" in out
+    assert "四风。  a  <- 四风 where 三红 is repeated" in out
+
+
+def test_an_acrostic_goes_before_a_refrain():
+    rules, rng = FormRules(forms_of(REFRAINS), VOCABULARY, "一二三"), random.Random(1)
+    body = written(rules, rng).partition("\n")[2]
+    assert [sentence[0] for sentence in body.split("。")[:3]] == ["一", "二", "三"] and body[-3:-1] == body[-6:-4]
 
 
 def test_the_acrostic_begins_with_the_first_sentence_to_be_written():

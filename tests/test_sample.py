@@ -249,7 +249,7 @@ def test_an_alias_works_on_the_command_line(sampled, tuned_root, tmp_path):
 
 def test_other_spellings_work_on_the_command_line_and_are_in_the_run(sampled, tuned_root, tuned_ckpt):
     assert sampled("--start", "+++清平樂\\n東弌風", "--num_samples", 1, "--max_new_tokens", 0) == "+++清平乐\n东一风\n"
-    in_run = load_model(tuned_ckpt).vocabulary.spelling
+    in_run = load_trained(tuned_ckpt).vocabulary.spelling
     assert in_run == load_vocabulary(tuned_root).spelling and in_run["東"] == "东"
 
 

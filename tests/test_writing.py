@@ -17,7 +17,7 @@ from model import PRESETS, GPTConfig
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms.poems import is_character
 from songci.forms.templates import Forms
-from songci.forms.writer import FormRules, FormWriter
+from songci.forms.writer import FormRules
 from songci.machine import seed_of
 from songci.runs import Trained, as_gpt, load_trained
 from songci.training.checkpoint import trained_of
@@ -193,8 +193,9 @@ def test_likelihoods_and_what_a_form_allows_are_exact(tuned_root, tuned_ckpt):
     model, vocabulary = as_gpt(trained), trained.vocabulary
     rules, start, controls = FormRules(Forms.load(tuned_root), vocabulary), "+++清平乐\n", Controls(0.8, 50, None, 1.5)
     [sample] = samples(trained, Request(start, rules=rules, seed=3, controls=controls, with_likelihood=True))
-    form, window = FormWriter(rules, start, lambda: 0.5), Window(16, trained.title, vocabulary.encode(start).tolist())
-    own, penal, mass, free, text = [], [], [], [], Text(trained, start, seed_of(3, 0, 0), rules=rules)
+    text, twin = (Text(trained, start, seed_of(3, 0, 0), rules=rules) for _ in range(2))
+    form, window = twin.form, Window(16, trained.title, text.prompt)  # the same rhymes are drawn
+    own, penal, mass, free = [], [], [], []
     for step in generate(decoder_of(trained), [text], controls):
         logits, token = model(torch.tensor([window.ids]))[0][0, -1].double(), text.new[-1]
         np.testing.assert_allclose(step.logits[0], logits, atol=1e-4, rtol=0)

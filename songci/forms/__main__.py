@@ -124,6 +124,9 @@ def marked(tune: str, body: str, forms: Forms, vocabulary: Vocabulary) -> str:
             faults.append(f"{result.departure[1]} where the form has {result.departure[2]}")
         for _, n, due in (fault for fault in result.wrong if fault[0] == place):
             faults.append(f"{clause.text[n]} where {due} is due")
+        for refrain in (refrain for refrain, kept in result.refrains if not kept and refrain.clause == place):
+            due = refrain.part(clauses[refrain.of].text)
+            faults.append(f"{refrain.part(clause.text)} where {due} is repeated")
         letter, ok = fits.get(place, ("-", True))
         letters += letter
         if not ok:
@@ -169,6 +172,8 @@ def verdict(result: Check) -> str:
         found.append(f"a variant with {own} rhymes for {due} ones, whose tones are not known")
     elif result.tones:
         found.append(faults(len(result.wrong), "tone") if result.wrong else "every tone kept")
+    missing = sum(not kept for _, kept in result.refrains)
+    found += [f"{missing} refrain{'s' * (missing > 1)} missing"] * (missing > 0)
     template = result.template
     return f"{', '.join(found)}; template {result.number} of {template.support} poems, {template.scheme}"
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 from songci.forms.groups import apart
 from songci.forms.poems import Clause, cuts, pattern, read_clauses, recut
+from songci.forms.refrains import Refrain, always
 from songci.forms.rhymes import common_class
 from songci.forms.templates import Forms, Template
 from songci.forms.tones import EITHER, contrary, nearness, tone_of
@@ -29,7 +30,8 @@ class Check:
     count as if they were. unheard: the clauses among these whose last character the corpus never rhymes: they count as
     not fitting, but prove no fault. turned: the tone of the poem's rhymes, if those of the template have the other one.
     classes: that of each group, -1 if none of its characters has any. apart: (letter, letter) of groups whose classes
-    do not go together; none of a poem with `turned` rhymes.
+    do not go together; none of a poem with `turned` rhymes. refrains: of a poem in form, those that belong to its
+    template, and whether they are kept.
     tones: of a poem in form, (place of the clause, place in it, the tone due, whether it is kept) for each fixed place
     with a character of one tone; of one with `turned` rhymes, none, for its tones are others throughout.
     """
@@ -48,6 +50,7 @@ class Check:
     unheard: frozenset[int] = frozenset()
     classes: dict[str, int] = field(default_factory=dict)
     apart: tuple[tuple[str, str], ...] = ()
+    refrains: tuple[tuple[Refrain, bool], ...] = ()
 
     @property
     def form(self) -> bool:
@@ -103,7 +106,10 @@ def check(tune: str, body: str, forms: Forms) -> Check:
     pairs = [] if turned else apart(in_order, best.joint, best.bound)
     badly = tuple((best.letters[i], best.letters[j]) for i, j in pairs)
     fit = clauses, best, number, departure, marks, kind == CUT
-    return Check(tune, *fit, doubtful, turned, rhymes, tones, unheard, classes, badly)
+    texts = [clause.text for clause in clauses]
+    refrains = [] if kind == OTHER else always(best.refrains, best.support)
+    kept = tuple((refrain, refrain.kept(texts)) for refrain in refrains)
+    return Check(tune, *fit, doubtful, turned, rhymes, tones, unheard, classes, badly, kept)
 
 
 OTHER, CUT, SAME = range(3)  # a poem's clauses beside a template's: others, the same sentences, the same

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from songci.forms.poems import BLANK, MARKS, Clause, cuts, is_character
+from songci.forms.refrains import Refrain
 from songci.forms.rhymes import Classes
 from songci.forms.templates import Template
 
@@ -17,6 +18,7 @@ class Draft:
     doubtful: the clauses whose rhyme may be none, so that what is given there need not rhyme.
     given: {slot: what has to stand there}; pauses: the slots before which 、 has to; laid: the number of slots of a
     text with blanks that is given, in which there is no other 、.
+    written: {slot: its character}; echoes: {slot: the one before whose character it repeats, if it can}.
     """
 
     def __init__(self, template: Template, classes: Classes, doubtful: frozenset[int] = frozenset()):
@@ -27,10 +29,12 @@ class Draft:
         self.same_marks, self.doubtful = True, doubtful
         self.given: dict[int, str] = {}
         self.pauses, self.laid = set(), 0
+        self.written: dict[int, str] = {}
+        self.echoes: dict[int, int] = {}
 
     def copy(self) -> "Draft":
         other = copy.copy(self)
-        other.groups = {**self.groups}
+        other.groups, other.written = {**self.groups}, {**self.written}
         return other  # what is given stays as it is
 
     def begins(self, clauses: bool = False) -> list[int]:
@@ -59,6 +63,25 @@ class Draft:
         if blank:
             self.laid, (self.at, self.paused) = self.at, blank
         return True
+
+    def repeat(self, refrain: Refrain) -> None:
+        """Keeps a refrain in what is to be written, unless what is given has it otherwise."""
+        slot_of, lengths = self.template.slot_of, self.template.lengths
+        pairs = [(slot_of[first], slot_of[again]) for first, again in refrain.places(lengths)]
+        known = self.written | self.given
+        given: dict[int, str] = {}
+        for first, again in pairs:
+            chars = {known[slot] for slot in (first, again) if slot in known}
+            letters = {self.template.slots[slot].rhyme for slot in (first, again)} - {""}
+            if len(chars) > 1 or any(
+                self.groups.get(letter, frozenset()).isdisjoint(self.classes.get(char, ()))
+                for char in chars
+                for letter in letters
+            ):
+                return
+            given |= {slot: char for char in chars for slot in (first, again) if slot not in known}
+        self.given |= given
+        self.echoes |= {again: first for first, again in pairs if again not in known | given}
 
     def join(self, letter: str, own: Iterable[int]) -> bool:
         """Leaves a group of rhymes the classes that are among its own and these; returns whether there are any."""
@@ -89,6 +112,8 @@ class Draft:
                 self.rhymed += char
             elif due.clause not in self.doubtful:
                 return False
+        if mark is None and char != BLANK:
+            self.written[self.at] = char
         self.at, self.paused = self.at + 1, False
         return True
 
@@ -120,6 +145,9 @@ def _with_ends(template: Template, ends: list[int], marks: dict[int, str], pause
     new = {old[end]: i for i, end in enumerate(ends) if end in old}
     starts = [0, *ends[:-1]]
     pauses = (pauses | old.keys()) - set(ends)  # a clause that is cut otherwise may pause where it was cut
+    before = dict(zip(template.ends, [0, *template.ends], strict=False))  # where the clause with this end began
+    same = {old[end]: i for i, end in enumerate(ends) if before.get(end) == starts[i]}
+    refrains = [refrain for refrain in template.refrains if {refrain.clause, refrain.of} <= same.keys()]
     return replace(
         template,
         clauses=tuple((end - start, marks[end]) for start, end in zip(starts, ends, strict=True)),
@@ -127,4 +155,5 @@ def _with_ends(template: Template, ends: list[int], marks: dict[int, str], pause
         pauses=frozenset((i, n - starts[i]) for n in pauses for i in [sum(end < n for end in ends)]),
         breaks=frozenset(new[i] for i in template.breaks if i in new),
         repeats=frozenset(new[i] for i in template.repeats if i in new),
+        refrains=tuple(one._replace(clause=same[one.clause], of=same[one.of]) for one in refrains),
     )

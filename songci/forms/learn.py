@@ -3,13 +3,14 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from songci.forms.groups import Joint
 from songci.forms.poems import pattern, read_clauses
+from songci.forms.refrains import learn_refrains
 from songci.forms.rhymes import Classes, attach, class_tones, common_class, communities
 from songci.forms.templates import Forms, Template
 from songci.forms.tones import EITHER, MIN_POEMS, contrary, fixed, fixed_tone, learn_tones, nearest, tone_of
@@ -86,7 +87,9 @@ def _templates(
             scheme, repeats = rhyme_scheme(clauses, endings, first), refrains(clauses, endings)
             pauses = frozenset().union(*(poem.pauses for poem in part))
             known = of_part or rhyme_tones(clauses, scheme, endings, level)
-            template = Template(clauses, len(part), scheme, pauses, breaks, repeats, known)
+            bounds = list(pairwise(accumulate((length for length, _ in clauses), initial=0)))
+            again = learn_refrains([[poem.text[start:end] for start, end in bounds] for poem in part])
+            template = Template(clauses, len(part), scheme, pauses, breaks, repeats, known, refrains=again)
             yield replace(template, joint=joint_counts(template, endings, classes, class_tone))
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from songci.cli import UserError, atomic_write
 from songci.forms.groups import Joint, bound, kin
 from songci.forms.poems import read_clauses
+from songci.forms.refrains import Refrain
 from songci.forms.rhymes import Classes, class_tones
 from songci.forms.tones import EITHER
 
@@ -41,6 +42,7 @@ class Template:
     repeats: clauses with 。 whose last character is an earlier one's in a good part of the poems, as in a refrain.
     tones: 平, 仄 or 中 for each character; "" if they are not known.
     joint: {(class of each letter's rhymes, in order): number of poems}, -1 for a class that is not known.
+    refrains: the clauses that repeat another one, and in how many poems.
     """
 
     clauses: tuple[tuple[int, str], ...]
@@ -51,6 +53,7 @@ class Template:
     repeats: frozenset[int] = frozenset()
     tones: str = ""
     joint: Joint = field(default_factory=dict, hash=False)
+    refrains: tuple[Refrain, ...] = ()
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -90,6 +93,16 @@ class Template:
             slots += [Slot(i, mark)] + [Slot(i, "\n")] * (i in self.breaks)
             begins = mark == "。"
         return slots
+
+    @cached_property
+    def slot_of(self) -> dict[tuple[int, int], int]:
+        """{(clause, place in it): the slot} of each character."""
+        found, n = {}, 0
+        for i, slot in enumerate(self.slots):
+            n = n + 1 if slot.mark == "" else 0
+            if slot.mark == "":
+                found[slot.clause, n - 1] = i
+        return found
 
     @cached_property
     def letters(self) -> list[str]:
@@ -235,18 +248,22 @@ def _to_json(template: Template) -> dict:
         "pauses": sorted(template.pauses),
         "breaks": sorted(template.breaks),
         "repeats": sorted(template.repeats),
+        "refrains": template.refrains,
         "joint": " ".join(f"{','.join(map(str, classes))}:{n}" for classes, n in template.joint.items()),
     }
 
 
-def _from_json(form, support, scheme, tones, pauses, breaks, repeats, joint) -> Template:
+def _from_json(form, support, scheme, tones, pauses, breaks, repeats, refrains, joint) -> Template:
     """The inverse of _to_json(). Raises ValueError or TypeError for what that never writes."""
     clauses = tuple((int(length), mark) for length, mark in re.findall(r"(\d+)([。，])", form))
     if not clauses or len(scheme) != len(clauses) or len(tones) not in (0, sum(n for n, _ in clauses)):
         raise ValueError("not a template")
     places = frozenset(map(tuple, pauses)), frozenset(breaks), frozenset(repeats)
     counts = {tuple(map(int, classes.split(","))): int(n) for classes, n in (of.split(":") for of in joint.split())}
-    template = Template(clauses, support, scheme, *places, tones, counts)
-    if any(len(classes) != len(template.letters) for classes in counts):
-        raise ValueError("not its rhymes")
+    again = tuple(Refrain(*map(int, refrain)) for refrain in refrains)
+    template = Template(clauses, support, scheme, *places, tones, counts, again)
+    lengths = dict(enumerate(template.lengths))
+    short = any(r.length > min(lengths.get(r.of, 0), lengths.get(r.clause, 0)) for r in again)
+    if short or any(len(classes) != len(template.letters) for classes in counts):
+        raise ValueError("not its rhymes or refrains")
     return template

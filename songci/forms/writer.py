@@ -21,6 +21,7 @@ from songci.corpus.vocabulary import Vocabulary
 from songci.forms.draft import Draft, recut
 from songci.forms.groups import apart
 from songci.forms.poems import BLANK, MARKS, is_character, read_clauses, split_title
+from songci.forms.refrains import always
 from songci.forms.templates import Forms, own_form
 from songci.forms.tones import EITHER, NAMES, contrary, nearness, tone_of
 
@@ -108,6 +109,18 @@ class FormRules:
         for letter in sorted(template.letters, key=lambda letter: (letter not in draft.groups, letter)):
             if len(draft.groups.get(letter, ())) != 1:
                 self._draw_rhyme(draft, letter, uniform)
+
+    def draw_refrains(self, draft: Draft, uniform: Callable[[], float]) -> None:
+        """Each refrain of the template as often as its poems have it, and always if nearly all have.
+
+        By one number for all of them: poets who repeat one of 一剪梅's clauses repeat the others.
+        """
+        template = draft.template
+        fixed = always(template.refrains, template.support)
+        point = uniform() * template.support if len(fixed) < len(template.refrains) else 0
+        for refrain in template.refrains:
+            if refrain in fixed or point < refrain.poems:
+                draft.repeat(refrain)
 
     def _fits(self, draft: Draft, classes: tuple[int, ...]) -> bool:
         """Whether these classes, one a letter, are such as the groups may have, in tone and together."""
@@ -259,6 +272,7 @@ class FormWriter:
             raise UserError(self._misfit(tune, body))
         self.draft = weighted({draft: draft.template.support for draft in drafts}, self.uniform())
         self.rules.draw_rhymes(self.draft, self.uniform)
+        self.rules.draw_refrains(self.draft, self.uniform)
         self.begun = self.draft.copy()
 
     def _misfit(self, tune: str, body: str) -> str:
@@ -354,16 +368,26 @@ class FormWriter:
             return rules.mask("、")
         if draft.at in draft.given:
             return rules.exactly(draft.given[draft.at])
-        if slot.rhyme:
-            tone = draft.template.rhyme_tone(slot.rhyme)
-            allowed = rules.rhyming(draft.groups.get(slot.rhyme), tone, slot.tone)
-            if draft.rhymed and slot.clause not in draft.template.repeats:  # poets seldom rhyme a character with itself
-                fresh = allowed & ~rules.exactly(draft.rhymed)
-                allowed = fresh if fresh.any() else allowed
-        else:
-            allowed = rules.mask(slot.mark, slot.tone)
+        allowed = self._fitting(draft.at)
+        if draft.at in draft.echoes:
+            again = allowed & rules.exactly(draft.written[draft.echoes[draft.at]])
+            if again.any():
+                return again
+        for echo in (echo for echo, first in draft.echoes.items() if first == draft.at):  # it must fit there, too
+            both = allowed & self._fitting(echo)
+            allowed = both if both.any() else allowed
+        if slot.rhyme and draft.rhymed and slot.clause not in draft.template.repeats:
+            fresh = allowed & ~rules.exactly(draft.rhymed)  # poets seldom rhyme a character with itself
+            allowed = fresh if fresh.any() else allowed
         may_pause = slot.pause and not draft.paused and draft.at >= draft.laid
         return allowed | rules.mask("、") if may_pause else allowed
+
+    def _fitting(self, at: int) -> np.ndarray:
+        """(V,) True for the tokens that fit a slot: its mark, or the characters of its tone and its group's class."""
+        template, slot = self.draft.template, self.draft.template.slots[at]
+        if slot.rhyme:
+            return self.rules.rhyming(self.draft.groups.get(slot.rhyme), template.rhyme_tone(slot.rhyme), slot.tone)
+        return self.rules.mask(slot.mark, slot.tone)
 
     def append(self, token: int) -> None:
         """Goes on with a token that is allowed."""
