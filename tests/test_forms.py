@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from conftest import RHYMES, prepared, tuned_text
 from hostile import ANY_TEXT, NEAR_TEXT, POEMS, bounded, case, fuzz
@@ -709,7 +710,7 @@ def writer_of(rules: FormRules, start: str, rng: random.Random | None = None) ->
 
 
 def allowed_chars(writer: FormWriter) -> set[str]:
-    return {writer.rules.vocabulary.chars[i] for i in writer.allowed().nonzero().flatten()}
+    return {writer.rules.vocabulary.chars[i] for i in np.flatnonzero(writer.allowed())}
 
 
 def written(rules: FormRules, rng: random.Random, start: str = "+++小令\n") -> str:

@@ -249,7 +249,7 @@ def test_alternatives_have_the_probabilities_of_bayes_rule(toy, end):
 @torch.inference_mode()
 def test_alternatives_in_a_sentence_that_is_longer_than_the_window(toy, size):
     """By as much of the sentence as a window holds."""
-    forms = Forms({"小令": [Template(((12, "。"),), 2, "a", rhymes={"a": {0: 2}})]}, FORMS.classes, {})
+    forms = Forms({"小令": [Template(((12, "。"),), 2, "a", joint={(0,): 2})]}, FORMS.classes, {})
     weights = {name: weight[:size] if "position" in name else weight for name, weight in toy.weights.items()}
     trained = dataclasses.replace(toy, config={**toy.config, "max_seq_len": size}, weights=weights)
     text = in_form(trained, forms, START)

@@ -21,7 +21,7 @@ from songci.forms.writer import FormRules
 from songci.machine import seed_of
 from songci.runs import Trained, as_gpt, load_trained
 from songci.training.checkpoint import trained_of
-from songci.writing.decoder import Decoder
+from songci.writing.decoder import Decoder, product
 from songci.writing.generation import Controls, Text, Window, choose, generate, log_softmax, next_logits, penalised
 from songci.writing.samples import Request, samples
 
@@ -153,6 +153,18 @@ def samples_by(path, threads: int, trained, count: int, length: int, batch: int)
     return json.loads(subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True).stdout)
 
 
+def products_are_exact() -> bool:
+    """Whether BLAS computes a row alike wherever it stands, as it does with AVX-512, and not with AVX2."""
+    rng = np.random.default_rng(0)
+    x, weight = (rng.standard_normal(shape).astype(np.float32) for shape in ((40, 128), (128, 512)))
+    whole = product(x, weight)
+    return all((product(x[i : i + n], weight) == whole[i : i + n]).all() for n in (1, 2, 7) for i in range(0, 40, n))
+
+
+exact = pytest.mark.skipif(not products_are_exact(), reason="BLAS rounds a row by its place on this processor")
+
+
+@exact
 @pytest.mark.parametrize(("vocab_size", "title"), [(500, ()), (5, TITLE)])
 def test_the_same_seed_gives_the_same_samples_whatever_stands_beside_them(tmp_path, vocab_size, title):
     """Bit for bit, in windows of more than 128, the longest in which numpy adds all in one order.
@@ -166,13 +178,14 @@ def test_the_same_seed_gives_the_same_samples_whatever_stands_beside_them(tmp_pa
         assert samples_by(tmp_path / "asked", threads, trained, count, 150, batch) == usual[:count]
 
 
+@exact
 @pytest.mark.slow
 def test_a_thousand_texts_are_the_same_in_all_batches(tmp_path):
-    """Of the sizes of the default model."""
+    """Of the sizes of the default model; of small batches, which take long, the first texts only."""
     trained = trained_with(make(GPTConfig(1000, **PRESETS["mini"])))
-    ways = [(threads, batch) for batch in (1, 2, 7, 100) for threads in (1, 2)]
-    usual, *others = (samples_by(tmp_path / "asked", threads, trained, 1000, 300, batch) for threads, batch in ways)
-    assert all(other == usual for other in others)
+    usual = samples_by(tmp_path / "asked", 1, trained, 1000, 300, 100)
+    for threads, count, batch in (2, 1000, 100), (1, 700, 7), (2, 70, 7), (1, 100, 2), (1, 50, 1):
+        assert samples_by(tmp_path / "asked", threads, trained, count, 300, batch) == usual[:count]
 
 
 def test_a_text_does_not_depend_on_the_texts_beside_it():

@@ -166,6 +166,8 @@ def padded(weight: np.ndarray) -> np.ndarray:
 def product(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """x @ weight, (N, in) @ (in, out), in which a row is the same to the last bit whatever the number of rows.
 
+    So it is on processors with AVX-512; OpenBLAS's kernels for AVX2 round a row by its place, too.
+
     OpenBLAS, which numpy comes with, computes one row by other steps than several, cuts many inputs into blocks if
     there are many rows, and has steps of its own for the columns that are left over in a small product: sums in another
     order are rounded otherwise. So one row is doubled, the blocks are ours, and weights are padded().
