@@ -28,8 +28,8 @@ from songci.corpus.vocabulary import DEFAULT_DATA_ROOT
 from songci.forms.check import check
 from songci.forms.poems import BLANK, read_poems, split_title
 from songci.forms.prompt import as_in_corpus
+from songci.forms.rules import FormRules
 from songci.forms.templates import Forms
-from songci.forms.writer import FormRules
 from songci.machine import choose_device, may_have_gpu, seed_of
 from songci.runs import Trained, as_gpt, load_trained, run_folder
 from songci.text import to_json

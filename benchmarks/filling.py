@@ -20,9 +20,9 @@ from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, read_splits
 from songci.evaluate import draw_poems, table
 from songci.forms.check import check
 from songci.forms.poems import BLANK, is_character
+from songci.forms.rules import FormRules
 from songci.forms.scores import mean
 from songci.forms.templates import Forms
-from songci.forms.writer import FormRules
 from songci.machine import seed_of
 from songci.runs import load_trained
 from songci.writing.decoder import Decoder

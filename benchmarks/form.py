@@ -24,9 +24,9 @@ from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, read_splits
 from songci.forms import tones
 from songci.forms.check import Check, check
 from songci.forms.poems import pattern, read_clauses, read_poems
+from songci.forms.rules import FormRules
 from songci.forms.scores import commonest
 from songci.forms.templates import Forms
-from songci.forms.writer import FormRules
 from songci.runs import load_trained
 from songci.writing.generation import DEFAULT, FORM_CONTROLS
 from songci.writing.samples import Request, Sample, samples

@@ -26,9 +26,9 @@ from songci.forms.check import check
 from songci.forms.draft import Draft
 from songci.forms.poems import read_clauses, read_poems
 from songci.forms.rhymes import common_class
+from songci.forms.rules import FormRules
 from songci.forms.scores import diversity, han, mean
 from songci.forms.templates import Forms
-from songci.forms.writer import FormRules
 from songci.machine import seed_of
 from songci.runs import Trained, load_trained
 from songci.writing.decoder import Decoder

@@ -20,9 +20,9 @@ from songci.samples import samples
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, read_splits
 from songci.forms.check import check, rhyme_pairs
 from songci.forms.poems import read_poems
+from songci.forms.rules import FormRules
 from songci.forms.templates import Forms
 from songci.forms.tones import EITHER, tone_of
-from songci.forms.writer import FormRules
 from songci.training.checkpoint import load_model
 from songci.training.device import choose_device
 

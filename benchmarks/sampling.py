@@ -39,8 +39,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary
+from songci.forms.rules import FormRules
 from songci.forms.templates import Forms
-from songci.forms.writer import FormRules
 from songci.machine import set_blas_threads
 from songci.runs import BEST, Trained, as_gpt, load_trained, save_trained
 from songci.writing.decoder import Decoder

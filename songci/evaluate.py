@@ -25,9 +25,9 @@ from songci.corpus.windows import ScoredWindows, title_ids
 from songci.curves import plot_curves, read_log
 from songci.forms.poems import read_poems
 from songci.forms.prompt import as_in_corpus
+from songci.forms.rules import FormRules
 from songci.forms.scores import Poem, diversity, form_scores, han, mean, novelty
 from songci.forms.templates import Forms
-from songci.forms.writer import FormRules
 from songci.machine import seed_of
 from songci.runs import Trained, check_same_data, load_trained, perplexity, run_folder
 from songci.writing.decoder import Decoder

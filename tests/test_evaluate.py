@@ -16,9 +16,9 @@ from songci import evaluate
 from songci.corpus.vocabulary import load_vocabulary, read_splits
 from songci.curves import plot_curves
 from songci.forms.poems import read_poems
+from songci.forms.rules import FormRules
 from songci.forms.scores import diversity, form_scores, han, novelty
 from songci.forms.templates import Forms, Template
-from songci.forms.writer import FormRules
 from songci.machine import seed_of
 from songci.runs import load_trained
 from songci.training.runlog import LOG_FIELDS

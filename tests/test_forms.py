@@ -26,10 +26,11 @@ from songci.forms.poems import pattern, read_clauses, read_poems, split_title, t
 from songci.forms.prompt import as_in_corpus
 from songci.forms.refrains import Refrain, learn_refrains
 from songci.forms.rhymes import attach, class_tones, communities
+from songci.forms.rules import FormRules
 from songci.forms.scores import form_scores
 from songci.forms.templates import Forms, Template
 from songci.forms.tones import by_form, estimate, fixed, kept, learn_tones, tone_of
-from songci.forms.writer import FormRules, FormWriter
+from songci.forms.writer import FormWriter
 from songci.text import read_text
 
 

@@ -13,8 +13,9 @@ from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms.check import check
 from songci.forms.poems import BLANK, is_character
+from songci.forms.rules import FormRules
 from songci.forms.templates import Forms, Template
-from songci.forms.writer import FormRules, FormWriter
+from songci.forms.writer import FormWriter
 from songci.machine import seed_of
 from songci.runs import Trained, as_gpt, load_trained
 from songci.training.checkpoint import trained_of

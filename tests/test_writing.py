@@ -16,8 +16,8 @@ from test_model import NO_POS, NO_RES, SIZES, make
 from model import PRESETS, GPTConfig
 from songci.corpus.vocabulary import Vocabulary
 from songci.forms.poems import is_character
+from songci.forms.rules import FormRules
 from songci.forms.templates import Forms
-from songci.forms.writer import FormRules
 from songci.machine import seed_of
 from songci.runs import Trained, as_gpt, load_trained
 from songci.training.checkpoint import trained_of

@@ -13,11 +13,11 @@ import gradio as gr
 import numpy as np
 
 from songci.cli import UserError
-from songci.forms.__main__ import drawn, outline
 from songci.forms.poems import BLANK, is_character, tune_of
 from songci.forms.prompt import as_in_corpus
+from songci.forms.render import drawn, outline
+from songci.forms.rules import FormRules
 from songci.forms.templates import Forms
-from songci.forms.writer import FormRules
 from songci.page import poem
 from songci.page.words import CLICK, SAID
 from songci.runs import BEST, Trained, as_gpt, load_trained

@@ -14,7 +14,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from songci.forms.poems import BLANK, is_character
-from songci.forms.writer import FormRules, FormWriter
+from songci.forms.rules import FormRules
+from songci.forms.writer import FormWriter
 from songci.runs import Trained
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 
-from songci.forms.writer import FormRules
+from songci.forms.rules import FormRules
 from songci.machine import seed_of
 from songci.runs import Trained
 from songci.writing import smc
