@@ -41,7 +41,6 @@ import numpy as np
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, Vocabulary
 from songci.forms.rules import FormRules
 from songci.forms.templates import Forms
-from songci.machine import set_blas_threads
 from songci.runs import BEST, Trained, as_gpt, load_trained, save_trained
 from songci.writing.decoder import Decoder
 from songci.writing.generation import DEFAULT, FORM_CONTROLS, Text, choose, generate, next_logits
@@ -260,7 +259,6 @@ def length(args) -> None:
     """The mean cost of a token, in each stretch of a long text."""
     with tempfile.TemporaryDirectory() as folder:
         trained = new_trained(folder)
-    set_blas_threads(trained.config["n_embd"], 1)
     text = Text(trained, trained.vocabulary.chars[0], 1, 10_000)
     print("| tokens | µs a token |\n|---|---|")
     start = time.perf_counter()
@@ -276,7 +274,6 @@ def limit(args) -> None:
         trained = new_trained(folder)
     decoder, steps = Decoder(trained.config, trained.weights), 60
     for number in (1, 10, 100):
-        set_blas_threads(trained.config["n_embd"], number)
         texts = [Text(trained, trained.vocabulary.chars[0], seed) for seed in range(number)]
         model, seconds = decoder.with_cache(number), {"model": 0.0, "choice": 0.0}
         for _ in range(steps):

@@ -12,9 +12,8 @@ import numpy as np
 
 from songci.cli import UserError
 
-MANY = 32  # texts at once: for these a second thread gains a third of the time and more
 APPLE = ("darwin", "arm64")  # whose GPU torch calls mps
-LARGE = 256  # channels: from here on it does so for any number
+LARGE = 256  # channels: from here on all threads write
 
 
 def choose_device(name: str):
@@ -43,15 +42,15 @@ def seed_of(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
-def set_blas_threads(channels: int, texts: int) -> None:
-    """From now on, numpy's products take one thread to write a few texts with a small model, and all for more.
+def set_blas_threads(channels: int) -> None:
+    """From now on, numpy's products take one thread with a small model, and all with a large one.
 
-    For a few, a second thread gains little idle, and waits awake for the first beside a busy program. A number that the
+    OpenBLAS's threads wait awake for each other. Idle, a second one gains up to a half on many texts; beside another
+    busy program it has no core, and ten poems in form take five times as long as with one thread. A number that the
     user has set stays; without the package threadpoolctl, BLAS decides.
     """
     if not {"OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"} & os.environ.keys() and _blas() is not None:
-        few = channels < LARGE and texts < MANY
-        _blas().limit(limits=1 if few else os.cpu_count())
+        _blas().limit(limits=1 if channels < LARGE else os.cpu_count())
 
 
 @cache

@@ -34,7 +34,7 @@ from songci.cli import UserError
 from songci.corpus.vocabulary import Vocabulary
 from songci.corpus.windows import IGNORE, ScoredWindows
 from songci.curves import LABELS, plot_curves, read_log
-from songci.machine import LARGE, MANY, choose_device, seed_of, set_blas_threads
+from songci.machine import LARGE, choose_device, seed_of, set_blas_threads
 from songci.runs import perplexity
 from songci.training import device, runlog, threads
 from songci.training.batches import stack_windows
@@ -467,22 +467,22 @@ def test_a_resumed_run_settles_on_what_it_began_with(tmp_path, monkeypatch):
     assert settled({**run, "device": "cuda:1"}) == settled(run, resume=False) == "cpu"
 
 
-def test_a_few_texts_of_a_small_model_have_one_thread_and_more_have_all(monkeypatch):
+def test_a_small_model_writes_with_one_thread_and_a_large_one_with_all(monkeypatch):
     blas = Mock()
     monkeypatch.setattr(machine, "_blas", lambda: blas)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
-    for channels, texts, due in (LARGE - 1, MANY - 1, 1), (LARGE - 1, MANY, 4), (LARGE, 1, 4):
-        set_blas_threads(channels, texts)
+    for channels, due in (LARGE - 1, 1), (LARGE, 4):
+        set_blas_threads(channels)
         assert blas.limit.call_args.kwargs == {"limits": due}
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # what a user has set stays
         with monkeypatch.context() as patch:
             patch.setenv(name, "2")
-            set_blas_threads(8, 1)
-    assert blas.limit.call_count == 3
+            set_blas_threads(8)
+    assert blas.limit.call_count == 2
     monkeypatch.setattr(machine, "_blas", lambda: None)  # without threadpoolctl
-    set_blas_threads(8, 1)
+    set_blas_threads(8)
 
 
 def test_how_threads_wait_is_left_alone_where_the_user_has_said_so(monkeypatch):

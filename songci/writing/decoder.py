@@ -35,7 +35,7 @@ class Decoder:
     def with_cache(self, rows: int) -> "Decoder":
         """The same model with an empty cache for so many texts: keys and values (layers, B, h, room, d)."""
         other, c = copy.copy(self), self.config
-        set_blas_threads(c["n_embd"], rows)
+        set_blas_threads(c["n_embd"])
         shape = (2, c["n_layer"], rows, c["n_head"], 4 * MULTIPLE, c["n_embd"] // c["n_head"])
         other.keys, other.values = np.zeros(shape, dtype=np.float32)
         other.used = 0  # of the room
