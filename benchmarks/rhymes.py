@@ -14,8 +14,6 @@ import songci  # noqa: F401  (before torch: it says how torch's threads wait)
 
 # isort: split
 from cilin import of_most, parts, within_one
-from songci.generation import FORM_CONTROLS
-from songci.samples import samples
 
 from songci.corpus.vocabulary import DEFAULT_DATA_ROOT, read_splits
 from songci.forms.check import check, rhyme_pairs
@@ -23,8 +21,9 @@ from songci.forms.poems import read_poems
 from songci.forms.rules import FormRules
 from songci.forms.templates import Forms
 from songci.forms.tones import EITHER, tone_of
-from songci.training.checkpoint import load_model
-from songci.training.device import choose_device
+from songci.runs import load_trained
+from songci.writing.generation import FORM_CONTROLS
+from songci.writing.samples import Request, samples
 
 RHYMES = {**dict.fromkeys("春情来花多", "浣溪沙"), **dict.fromkeys("月影", "蝶恋花")}  # and a tune of their tone
 
@@ -90,13 +89,13 @@ def flags(poems: list[tuple[str, str]], forms: Forms) -> dict[str, int]:
 
 def write(forms: Forms, data_root: str, ckpt_path: str, number: int, people: list[str]) -> None:
     """A line a rhyme: the share of the groups with the character that stay within one 部, people's and ours."""
-    trained = load_model(ckpt_path, choose_device("cpu"), data_root)
+    trained = load_trained(ckpt_path, data_root)
     print("| rhyme | tune | people | written |\n|---|---|---|---|")
     for char, tune in RHYMES.items():
         rules = FormRules(forms, trained.vocabulary, rhyme=char)
         texts = [
             s.text.partition("\n")[2]
-            for s in samples(trained, f"+++{tune}\n", number, 400, controls=FORM_CONTROLS, rules=rules)
+            for s in samples(trained, Request(f"+++{tune}\n", number, controls=FORM_CONTROLS, rules=rules))
         ]
         own = [max(groups(tune, text, forms), key=len) for text in texts]
         theirs = [group for group in people if char in group and len(set(group)) > 2]
