@@ -140,8 +140,7 @@ def parse_args(words=None):
             parser.error(f"--stream and --{other} exclude each other")
     if args.alternatives and args.format != "jsonl":
         parser.error("--alternatives is for --format jsonl")
-    if "data_root" not in parser.given(words) and not Path(args.data_root).exists():
-        args.data_root = None  # the run knows enough
+    args.data_given = "data_root" in parser.given(words)
     args.start = read_start(args.start)
     wishes = args.acrostic, args.rhyme, args.template, args.alternatives, BLANK in args.start
     args.form = args.form or ahead or any(wishes)
@@ -188,6 +187,8 @@ PENALTY_HELP = (
 
 def load(args) -> tuple[Trained, Model]:
     """What training has made, and what gives its logits. Raises UserError if it cannot do what is asked for."""
+    if not args.data_given and not Path(args.data_root).exists():
+        args.data_root = None  # the run knows enough
     device = None
     if args.device != "auto" or may_have_gpu():
         device = choose_device(args.device)
