@@ -22,6 +22,7 @@ import json
 import math
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -60,7 +61,7 @@ def make_run(folder: Path, preset: str = "") -> None:
     import torch
 
     from model import GPT, PRESETS, GPTConfig
-    from songci.training.checkpoint import save_checkpoint, trained_of
+    from songci.training.checkpoint import trained_of
 
     if preset:
         torch.manual_seed(0)
@@ -68,7 +69,10 @@ def make_run(folder: Path, preset: str = "") -> None:
         vocabulary = Vocabulary("".join(map(chr, range(0x4E00, 0x4E00 + VOCAB_SIZE))))
         save_trained(folder / BEST, trained_of(model, vocabulary, (), ""))
     trained = load_trained(folder)
-    save_checkpoint(folder / "best.pt", as_gpt(trained), trained.vocabulary, trained.title)
+    # As the earlier build has it
+    vocabulary = {"chars": trained.vocabulary.chars, "aliases": trained.vocabulary.aliases}
+    about = {"config": trained.config, "vocabulary": vocabulary, "title": list(trained.title)}
+    torch.save({**about, "model": as_gpt(trained).state_dict()}, folder / "best.pt")
 
 
 def ours(trained: Trained, data_root: str) -> Write:
@@ -221,7 +225,14 @@ def form(args) -> None:
     data_root = str(Path(args.data_root).resolve())
     with tempfile.TemporaryDirectory() as folder:
         earlier, run = earlier_build(Path(folder) / "earlier"), copied_run(Path(folder) / "run", args.ckpt_path)
-        ways = {w: partial(measured, w, run, args.poems, 500, earlier, data_root) for w in ("ours", "before")}
+        # forms.json has other contents since: each build learns its own from the text
+        before = Path(folder) / "data"
+        before.mkdir()
+        shutil.copy(Path(data_root) / "input.txt", before)
+        command = [sys.executable, earlier / "prepare.py", "--data_root", before]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+        data_of = {"ours": data_root, "before": str(before)}
+        ways = {w: partial(measured, w, run, args.poems, 500, earlier, of) for w, of in data_of.items()}
         found = in_turns(args.rounds, ways)
     for way, of_way in found.items():
         print(row(str(args.poems), way, of_way, found["ours"], of_speeds))
